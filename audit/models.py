@@ -1,0 +1,87 @@
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import models
+from django.db.models import Q
+from django.utils.timezone import now
+
+
+class AuditEvent(models.Model):
+    """A change made by a person or by the gateway: who did what to whom, and why.
+
+    Written by ``audit.recording.record`` inside the transaction of the change.
+    Rows name what they are about instead of pointing at it, so they outlive it.
+    The database refuses to change or delete one.
+    """
+
+    at = models.DateTimeField(default=now)
+    actor = models.TextField()
+    action = models.TextField()
+    subject = models.TextField()
+    tenant_id = models.UUIDField(null=True, blank=True)
+    reason = models.TextField(blank=True)
+    details = models.JSONField(default=dict, blank=True, encoder=DjangoJSONEncoder)
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.CheckConstraint(
+                condition=~Q(actor="") & ~Q(action="") & ~Q(subject=""),
+                name="audit_auditevent_says_who_did_what",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["tenant_id", "-id"], name="audit_auditevent_of_tenant"),
+            models.Index(fields=["action", "-id"], name="audit_auditevent_of_action"),
+            models.Index(fields=["subject", "-id"], name="audit_auditevent_of_subject"),
+            models.Index(fields=["-at"], name="audit_auditevent_newest"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.subject}"
+
+
+class RequestEvent(models.Model):
+    """One call at the gateway's doors, refused ones included; never its content.
+
+    ``tenant`` and ``key`` are the names as they were; a call whose key nobody
+    knows has neither. ``outcome`` says how the call ended, ``refusal`` is the
+    code the client was given. Written by the drain; the database refuses to
+    change or delete a row.
+    """
+
+    request_id = models.UUIDField(primary_key=True)
+    at = models.DateTimeField(help_text="When the call was settled or refused.")
+    tenant_id = models.UUIDField(null=True, blank=True)
+    tenant = models.TextField(blank=True)
+    key_id = models.UUIDField(null=True, blank=True)
+    key = models.TextField(blank=True, help_text="The key's label.")
+    route = models.TextField()
+    dialect = models.TextField()
+    model = models.TextField(blank=True)
+    upstream = models.TextField(blank=True)
+    stream = models.BooleanField(default=False)
+    status = models.SmallIntegerField(help_text="HTTP status the client was given.")
+    outcome = models.TextField()
+    refusal = models.TextField(blank=True)
+    input_tokens = models.BigIntegerField(default=0)
+    output_tokens = models.BigIntegerField(default=0)
+    exact = models.BooleanField(default=True, help_text="False: the tokens are estimated.")
+    admitted_at = models.DateTimeField(null=True, blank=True)
+    first_byte_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-at"]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(input_tokens__gte=0) & Q(output_tokens__gte=0),
+                name="audit_requestevent_tokens_not_negative",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["-at"], name="audit_requestevent_newest"),
+            models.Index(fields=["tenant_id", "-at"], name="audit_requestevent_of_tenant"),
+            models.Index(fields=["key_id", "-at"], name="audit_requestevent_of_key"),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.request_id)

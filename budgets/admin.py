@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest
+
+from audit.admin import ReadOnlyAdmin
+from budgets import services
+from budgets.models import (
+    Budget,
+    BudgetPeriod,
+    LedgerEntry,
+    ParkedRecord,
+    Price,
+    RateLimit,
+    UsageRollup,
+)
+
+WHOSE = ("scope", "tenant", "team", "member", "key", "model", "upstream")
+BUDGET_FIELDS = (*WHOSE, "unit", "period", "seconds", "limit", "shadow")
+RATE_LIMIT_FIELDS = (*WHOSE, "measure", "limit")
+PRICE_FIELDS = ("model", "tenant", "input_price", "cached_price", "output_price", "starts_at", "free")
+
+
+class ScopedAdmin(admin.ModelAdmin):
+    """Settings of one scope. Of one that exists only the limit is changed: another scope is another row."""
+
+    list_select_related = ["tenant", "team", "member__user", "member__tenant", "key"]
+    list_filter = ["scope"]
+    search_fields = ["tenant__slug", "model", "upstream", "key__label"]
+    autocomplete_fields = ["tenant", "team", "member", "key"]
+    show_full_result_count = False
+
+    @admin.display(description="whose")
+    def whose(self, obj: Budget | RateLimit) -> str:
+        return obj.whose
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
+        return [str(name) for name in self.get_fields(request, obj) if name != "limit"] if obj else []
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        for row in queryset:
+            self.delete_model(request, row)
+
+
+@admin.register(Budget)
+class BudgetAdmin(ScopedAdmin):
+    """How much may be used in a period."""
+
+    fields = BUDGET_FIELDS
+    list_display = ["whose", "unit", "period", "limit", "shadow"]
+
+    def save_model(self, request: HttpRequest, obj: Budget, form: Any, change: bool) -> None:
+        values = {name: getattr(obj, name) for name in BUDGET_FIELDS}
+        obj.pk = services.set_budget(actor=str(request.user), **values).pk
+
+    def delete_model(self, request: HttpRequest, obj: Budget) -> None:
+        services.remove_budget(budget=obj, actor=str(request.user))
+
+
+@admin.register(RateLimit)
+class RateLimitAdmin(ScopedAdmin):
+    """How fast calls may come."""
+
+    fields = RATE_LIMIT_FIELDS
+    list_display = ["whose", "measure", "limit"]
+
+    def save_model(self, request: HttpRequest, obj: RateLimit, form: Any, change: bool) -> None:
+        values = {name: getattr(obj, name) for name in RATE_LIMIT_FIELDS}
+        obj.pk = services.set_rate_limit(actor=str(request.user), **values).pk
+
+    def delete_model(self, request: HttpRequest, obj: RateLimit) -> None:
+        services.remove_rate_limit(rate_limit=obj, actor=str(request.user))
+
+
+@admin.register(Price)
+class PriceAdmin(admin.ModelAdmin):
+    """What tokens cost. A price is not changed: another one starts later."""
+
+    fields = PRICE_FIELDS
+    list_display = PRICE_FIELDS
+    list_select_related = ["tenant"]
+    search_fields = ["model", "tenant__slug"]
+    autocomplete_fields = ["tenant"]
+    show_full_result_count = False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return obj is None and super().has_change_permission(request, obj)
+
+    def save_model(self, request: HttpRequest, obj: Price, form: Any, change: bool) -> None:
+        values = {name: getattr(obj, name) for name in PRICE_FIELDS}
+        obj.pk = services.set_price(actor=str(request.user), **values).pk
+
+    def delete_model(self, request: HttpRequest, obj: Price) -> None:
+        services.remove_price(price=obj, actor=str(request.user))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Price]) -> None:
+        for price in queryset:
+            self.delete_model(request, price)
+
+
+@admin.register(LedgerEntry)
+class LedgerEntryAdmin(ReadOnlyAdmin):
+    """The truth; nobody changes it. Search: id of a request, tenant or key, or name of a model."""
+
+    id_fields = ("request_id", "tenant_id", "key_id")
+    list_display = [
+        "ended_at", "kind", "tenant", "key", "model", "input_tokens", "output_tokens", "cost_micro_usd",
+        "exact", "outcome",
+    ]  # fmt: skip
+    list_filter = ["kind", "exact", "late", "operation"]
+    # Not "model__exact": Django takes that for the field ``exact``.
+    search_fields = ["=model"]
+
+
+@admin.register(UsageRollup)
+class UsageRollupAdmin(ReadOnlyAdmin):
+    """The ledger by the hour. Search: id of a tenant or key, or name of a model."""
+
+    id_fields = ("tenant_id", "key_id")
+    list_display = [
+        "hour_start", "tenant", "key", "model", "operation", "requests", "input_tokens", "output_tokens",
+        "cost_micro_usd",
+    ]  # fmt: skip
+    search_fields = ["model__exact"]
+
+
+@admin.register(BudgetPeriod)
+class BudgetPeriodAdmin(ReadOnlyAdmin):
+    """What the ledger says of each budget and period. Search: the whole id of a budget."""
+
+    id_fields = ("budget_id",)
+    list_display = ["budget_id", "period_start", "period_end", "used"]
+    search_fields = ["budget_id"]
+
+
+@admin.register(ParkedRecord)
+class ParkedRecordAdmin(ReadOnlyAdmin):
+    """Usage records that could not be booked; each needs a person."""
+
+    list_display = ["parked_at", "stream_id", "reason"]
+    search_fields = ["stream_id"]

@@ -1,0 +1,118 @@
+"""What a call may cost a counter at most, and what it did cost."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from budgets.pricing import PER_MILLION, PinnedPrice
+
+# More than any context; with the largest price it keeps every product of a script below 2^53.
+LARGEST_TOKENS = 2**22
+
+
+# Made for every call, several of them: a named tuple takes a third of the time of a frozen dataclass.
+class Usage(NamedTuple):
+    """What a call used. ``exact`` when Ollama counted it, else counted or bounded by us.
+
+    Cached tokens are part of the input, thinking tokens of the output.
+    Durations are Ollama's own nanoseconds, None where it told none.
+    """
+
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    thinking_tokens: int
+    load_ns: int | None
+    prompt_ns: int | None
+    output_ns: int | None
+    exact: bool
+
+    @property
+    def gpu_ms(self) -> int:
+        """Milliseconds in which the model worked, rounded up."""
+        return -(-((self.prompt_ns or 0) + (self.output_ns or 0)) // 1_000_000)
+
+
+NOTHING = Usage(0, 0, 0, 0, None, None, None, exact=True)
+
+
+class Charge(NamedTuple):
+    """What a call costs a counter, as a line over its output tokens.
+
+    ``amount(output) = whole + ceil((rest + output * rate) / per)``, so the
+    script itself can work out how much output still fits. ``rest`` is below
+    ``per``.
+    """
+
+    whole: int
+    rest: int
+    rate: int
+    per: int
+
+    def amount(self, output_tokens: int) -> int:
+        return self.whole - (-(self.rest + output_tokens * self.rate) // self.per)
+
+
+FREE = Charge(0, 0, 0, 1)
+ONE = Charge(1, 0, 0, 1)
+EACH_OUTPUT_TOKEN = Charge(0, 0, 1, 1)
+
+
+def charge(unit: str, input_tokens: int, price: PinnedPrice | None) -> Charge:
+    """The most that a call with ``input_tokens`` costs in ``unit``."""
+    if unit == "requests":
+        return ONE
+    if unit == "tokens":
+        return Charge(input_tokens, 0, 1, 1)
+    if unit == "output_tokens":
+        return EACH_OUTPUT_TOKEN
+    if unit == "micro_usd":
+        if price is None:
+            return FREE
+        whole, rest = divmod(input_tokens * price.input, PER_MILLION)
+        return Charge(whole, rest, price.output, PER_MILLION)
+    raise ValueError(f"no such unit: {unit}")
+
+
+def used(unit: str, usage: Usage, price: PinnedPrice | None, *, worked: bool) -> int:
+    """What a call that ended with ``usage`` cost in ``unit``.
+
+    ``worked`` tells whether a model worked on it: else not even the request counts.
+    """
+    if not worked:
+        return 0
+    if unit == "requests":
+        return 1
+    if unit == "tokens":
+        return usage.input_tokens + usage.output_tokens
+    if unit == "output_tokens":
+        return usage.output_tokens
+    if unit == "micro_usd":
+        return price.cost(usage.input_tokens, usage.cached_tokens, usage.output_tokens) if price else 0
+    raise ValueError(f"no such unit: {unit}")
+
+
+def within(usage: Usage, input_bound: int, output_cap: int) -> Usage:
+    """``usage`` moved into what was held for the call; no longer exact if it had to be moved.
+
+    An upstream may report anything; what it reports never makes a call cost
+    more than its hold.
+    """
+    input_tokens = min(max(usage.input_tokens, 0), input_bound)
+    output_tokens = min(max(usage.output_tokens, 0), output_cap)
+    inside = Usage(
+        input_tokens=input_tokens,
+        cached_tokens=min(max(usage.cached_tokens, 0), input_tokens),
+        output_tokens=output_tokens,
+        thinking_tokens=min(max(usage.thinking_tokens, 0), output_tokens),
+        load_ns=_nanoseconds(usage.load_ns),
+        prompt_ns=_nanoseconds(usage.prompt_ns),
+        output_ns=_nanoseconds(usage.output_ns),
+        exact=usage.exact,
+    )
+    return usage if inside == usage else inside._replace(exact=False)
+
+
+def _nanoseconds(duration: int | None) -> int | None:
+    """A duration, or None for one that cannot be: negative, or longer than ten days."""
+    return duration if duration is not None and 0 <= duration < 10 * 86_400 * 10**9 else None

@@ -1,0 +1,133 @@
+"""The counters in Redis: their names, and the scripts that are the only ones to change them.
+
+Each script is described at its head, in ``budgets/lua/``. The path of a request
+runs one with ``run``, blocking code with ``run_now``; both send the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+from redis.exceptions import NoScriptError
+
+from tenants.redis import partition_of, redis_async, redis_now
+
+PARTITION = partition_of("")
+EPOCH = f"{PARTITION}:epoch"
+GENERATIONS = f"{PARTITION}:generations"
+HOLDS = f"{PARTITION}:holds"
+STOPS = f"{PARTITION}:stops"
+USAGE = f"{PARTITION}:usage"
+REFUSALS = f"{PARTITION}:refusals"
+SETTLED = f"{PARTITION}:settled"
+DRAINED = f"{PARTITION}:drained"
+CLOCK = f"{PARTITION}:clock"
+
+# Long enough for every late settlement of a period to meet its counter.
+GRACE_SECONDS = 35 * 86_400
+
+Kind = Literal["budget", "rate", "leases"]
+
+
+def hold_key(request_id: UUID | str) -> str:
+    return f"{PARTITION}:hold:{request_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """The counter of one budget in one period, or of one rate limit.
+
+    ``id`` is the row's, in hex, and ``key`` the name in Redis. ``start`` and ``end`` are the period of a
+    budget in seconds since 1970 and None otherwise; a period without ``end``
+    lasts for ever. ``expires``: at which second the counter may go, False for
+    never.
+    """
+
+    kind: Kind
+    id: str
+    unit: str
+    start: int | None
+    end: int | None
+    key: str = field(init=False, compare=False)
+    expires: int | Literal[False] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        name = f"{self.kind}:{self.id}" if self.kind != "budget" else f"budget:{self.id}:{self.start}"
+        # Asked for several times in every call; the instance itself is used for a whole period.
+        object.__setattr__(self, "key", f"{PARTITION}:{name}")
+        object.__setattr__(self, "expires", False if self.end is None else self.end + GRACE_SECONDS)
+
+    def as_list(self) -> list[Any]:
+        return [self.kind, self.id, self.unit, self.start, self.end]
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script and the digest under which Redis keeps it."""
+
+    text: str
+    sha: str
+
+
+def _read(name: str) -> Script:
+    text = (Path(__file__).parent / "lua" / f"{name}.lua").read_text()
+    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+RESERVE = _read("reserve")
+HEARTBEAT = _read("heartbeat")
+RESTORE = _read("restore")
+SETTLE = _read("settle")
+ACKNOWLEDGE = _read("acknowledge")
+REBUILD = _read("rebuild")
+
+SCRIPTS = (RESERVE, HEARTBEAT, RESTORE, SETTLE, ACKNOWLEDGE, REBUILD)
+
+
+async def run(script: Script, keys: list[str], *arguments: Any) -> Any:
+    """Run a script on the path of a request; raises ``RedisError``."""
+    redis = redis_async()
+    try:
+        return await redis.call("EVALSHA", script.sha, len(keys), *keys, *arguments)
+    except NoScriptError:
+        # Redis has restarted. Nothing was run, so this is no second time.
+        return await redis.call("EVAL", script.text, len(keys), *keys, *arguments)
+
+
+def redis_in_bytes() -> Any:
+    """The blocking connection, without redis-py's types: they allow for every protocol and decoding."""
+    return redis_now()
+
+
+def run_now(script: Script, keys: list[str], *arguments: Any) -> Any:
+    """Run a script where blocking does no harm; raises ``RedisError``."""
+    redis = redis_in_bytes()
+    try:
+        return redis.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+    except NoScriptError:
+        return redis.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
+
+
+class RedisClock:
+    """Redis' time, guessed from the last answer that told it.
+
+    Only a guess is needed: a script refuses a period that is not the present
+    one by its own clock and tells the time, and the next guess is right.
+    """
+
+    def __init__(self) -> None:
+        self._ahead_ms = 0.0
+
+    def now_ms(self) -> float:
+        return time.time() * 1000 + self._ahead_ms
+
+    def learn(self, now_ms: int) -> None:
+        self._ahead_ms = now_ms - time.time() * 1000
+
+
+clock = RedisClock()

@@ -1,0 +1,60 @@
+"""The refusals of the counting core, and what is no refusal but asks for another try."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tenants.exceptions import Refusal
+
+if TYPE_CHECKING:
+    from budgets.reservations import Standing
+
+
+class StaleCaller(Exception):
+    """The snapshot of the caller is not the newest, or Redis lost the generations."""
+
+
+class LimitReached(Refusal):
+    """A limit would be passed.
+
+    ``standing`` is how each limit of the call stands, those that refused it
+    first. ``retry_after`` is seconds until a repeat may succeed; None: never,
+    as the call is larger than a limit or the budget is never whole again.
+    """
+
+    def __init__(self, standing: list[Standing], retry_after: float | None) -> None:
+        super().__init__(", ".join(one.name for one in standing[:1]))
+        self.standing = standing
+        self.retry_after = retry_after
+
+
+class BudgetExhausted(LimitReached):
+    """A budget has not enough left for the call."""
+
+
+class RateLimited(LimitReached):
+    """More was asked for within a minute than a rate limit allows."""
+
+
+class ConcurrencyLimited(LimitReached):
+    """As many calls are running already as may run at one time."""
+
+
+class KeyNoLongerValid(Refusal):
+    """The key has expired by the clock that decides, Redis' own."""
+
+
+class PriceMissing(Refusal):
+    """A budget counts money and the model has no price."""
+
+
+class TooLarge(Refusal):
+    """The call may need more tokens than can be counted exactly."""
+
+
+class CountersUnavailable(Refusal):
+    """Redis is gone, too slow, or its counters are not to be believed yet: nothing is admitted."""
+
+
+class BacklogFull(Refusal):
+    """Too much usage waits for the ledger: nothing is admitted until it is written."""

@@ -1,0 +1,442 @@
+"""Moving usage records from Redis into the ledger, each once.
+
+The stream ``{p0}:usage`` is read by one consumer, whoever runs it: what a
+drain that died had read is read again by the next. Everything that follows
+from a record is written in the transaction that inserts its ledger entry, and
+only if that entry is new; the stream is told after the commit. So a repeat of
+anything changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter as Tally
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from copy import copy
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import orjson
+from django.db import DataError, IntegrityError, connection, transaction
+from redis.exceptions import ResponseError
+
+from audit.models import RequestEvent
+from budgets.counters import ACKNOWLEDGE, DRAINED, REFUSALS, SETTLED, USAGE, Counter, redis_in_bytes, run_now
+from budgets.models import LedgerEntry, ParkedRecord
+
+logger = logging.getLogger(__name__)
+
+GROUP = "ledger"
+CONSUMER = "drain"
+BATCH = 500
+MOST_BATCHES = 40
+# Any number; only drains take this advisory lock.
+LOCK = 0x544F4C4C01
+
+# PostgreSQL may come back from a backup that lacks the last records: they are still in the stream.
+KEEP_MS = 24 * 3600 * 1000
+KEEP_ENTRIES = 100_000
+
+Fields = dict[bytes, bytes]
+Entry = tuple[bytes, Fields | None]
+
+# What is added up, and what an adjustment is the difference of.
+FIGURES = (
+    "requests",
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "thinking_tokens",
+    "gpu_ms",
+    "cost_micro_usd",
+)
+DURATIONS = ("load_ns", "prompt_ns", "output_ns")
+COLUMNS = [field.attname for field in LedgerEntry._meta.concrete_fields if field.attname != "id"]  # noqa: SLF001
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One usage record, as the row it becomes and the counters it was booked on."""
+
+    row: LedgerEntry
+    counters: tuple[Counter, ...]
+
+    @property
+    def name(self) -> tuple[UUID, str]:
+        return self.row.request_id, self.row.kind
+
+
+def drain() -> int:
+    """Move what waits into the ledger; return how many records were taken.
+
+    Returns 0 at once while another drain runs. Raises ``RedisError`` and
+    Django's ``db.Error``; a repeat goes on where it was.
+    """
+    taken = 0
+    for _ in range(MOST_BATCHES):
+        batch = _drain_batch()
+        taken += batch
+        if not batch:
+            break
+    _drain_refusals()
+    return taken
+
+
+def backlog() -> int:
+    """How many records wait for the ledger."""
+    settled, drained = redis_in_bytes().mget(SETTLED, DRAINED)
+    return int(settled or 0) - int(drained or 0)
+
+
+def trim() -> int:
+    """Forget records that the ledger has had for a day, or the oldest of very many; return how many."""
+    redis = redis_in_bytes()
+    _make_group()
+    pending = redis.xpending(USAGE, GROUP)
+    taken_to = pending["min"] or redis.xinfo_groups(USAGE)[0]["last-delivered-id"]
+    oldest_kept = f"{int(redis.time()[0]) * 1000 - KEEP_MS}-0".encode()
+    by_age: int = redis.xtrim(USAGE, minid=min(taken_to, oldest_kept, key=_position), approximate=False)
+    by_number: int = redis.xtrim(USAGE, maxlen=KEEP_ENTRIES + backlog(), approximate=True)
+    return by_age + by_number
+
+
+def last_taken() -> str | None:
+    """The id of the newest record if the ledger has it and all before it, else None."""
+    redis = redis_in_bytes()
+    _make_group()
+    group = redis.xinfo_groups(USAGE)[0]
+    newest: bytes = redis.xinfo_stream(USAGE)["last-generated-id"]
+    if group["pending"] or group["last-delivered-id"] != newest:
+        return None
+    return newest.decode()
+
+
+def _position(stream_id: bytes) -> tuple[int, int]:
+    milliseconds, _, number = stream_id.decode().partition("-")
+    return int(milliseconds), int(number)
+
+
+def _make_group() -> None:
+    try:
+        redis_in_bytes().xgroup_create(USAGE, GROUP, id="0", mkstream=True)
+    except ResponseError as exc:
+        if "BUSYGROUP" not in str(exc):
+            raise
+
+
+def _read(after: str) -> list[Entry]:
+    reply = redis_in_bytes().xreadgroup(GROUP, CONSUMER, {USAGE: after}, count=BATCH)
+    return list(reply[0][1]) if reply else []
+
+
+def _drain_batch() -> int:
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])
+            if not cursor.fetchone()[0]:
+                return 0
+        _make_group()
+        # What was read before and not acknowledged goes first; a drain died there.
+        entries = _read("0") or _read(">")
+        if not entries:
+            return 0
+        _take(entries)
+    run_now(ACKNOWLEDGE, [USAGE, DRAINED], GROUP, *(stream_id for stream_id, _ in entries))
+    return len(entries)
+
+
+def _take(entries: list[Entry]) -> None:
+    """Write a batch; what cannot be written is parked and keeps nothing else from it."""
+    records: dict[tuple[UUID, str], Record] = {}
+    entry_of: dict[tuple[UUID, str], Entry] = {}
+    for entry in entries:
+        try:
+            record = _record(entry[1])
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as exc:
+            _park(entry, exc)
+        else:
+            records.setdefault(record.name, record)
+            entry_of.setdefault(record.name, entry)
+    try:
+        with transaction.atomic():
+            _write(list(records.values()))
+    except (DataError, IntegrityError):
+        for name, record in records.items():
+            try:
+                with transaction.atomic():
+                    _write([record])
+            except (DataError, IntegrityError) as exc:
+                _park(entry_of[name], exc)
+
+
+def _park(entry: Entry, reason: Exception) -> None:
+    stream_id, fields = entry
+    text = orjson.dumps({_ascii(name): _ascii(value) for name, value in (fields or {}).items()}).decode()
+    logger.error("usage record %s cannot be booked and is parked: %r", stream_id.decode(), reason)
+    ParkedRecord.objects.bulk_create(
+        [ParkedRecord(stream_id=stream_id.decode(), record=text, reason=_ascii(repr(reason).encode()))],
+        ignore_conflicts=True,
+    )
+
+
+def _ascii(value: bytes) -> str:
+    return value.decode("ascii", "backslashreplace").replace("\x00", "\\x00")
+
+
+def _record(fields: Fields | None) -> Record:
+    """The record in a stream entry; raises for one that is none."""
+    if fields is None:
+        raise ValueError("the stream has lost the entry")
+    kind = fields[b"kind"].decode()
+    call, end = orjson.loads(fields[b"call"]), orjson.loads(fields[b"end"])
+    if kind == "adjustment":
+        end = _difference(end, orjson.loads(fields[b"first"]))
+    elif kind not in ("usage", "late"):
+        raise ValueError(f"no such kind of record: {kind}")
+    ended_at = _instant(int(fields[b"at"]))
+    row = LedgerEntry(
+        request_id=UUID(call["request_id"]),
+        kind=LedgerEntry.Kind.ADJUSTMENT if kind == "adjustment" else LedgerEntry.Kind.USAGE,
+        tenant_id=UUID(call["tenant_id"]),
+        team_id=_uuid(call["team_id"]),
+        member_id=_uuid(call["member_id"]),
+        key_id=UUID(call["key_id"]),
+        **{
+            name: call[name]
+            for name in (
+                "tenant", "team", "member", "key",
+                "model", "upstream", "route", "operation", "dialect", "stream",
+            )
+        },
+        day=_day(ended_at, call["time_zone"]),
+        admitted_at=_instant(end["admitted_ms"]),
+        started_at=_instant_or_none(end["started_ms"]),
+        first_byte_at=_instant_or_none(end["first_byte_ms"]),
+        ended_at=ended_at,
+        **{name: end[name] for name in (*FIGURES, *DURATIONS)},
+        price_id=_uuid(call["price"] and call["price"][0]),
+        exact=end["exact"],
+        late=kind == "late",
+        outcome=end["outcome"],
+        status=end["status"],
+    )  # fmt: skip
+    return Record(row, tuple(Counter(*counter) for counter in call["counters"]))
+
+
+def _difference(end: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
+    durations = {
+        name: None if end[name] is None else end[name] - (first[name] or 0) for name in DURATIONS
+    }  # fmt: skip
+    return end | durations | {name: end[name] - first[name] for name in FIGURES}
+
+
+def _instant_or_none(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else _instant(milliseconds)
+
+
+def _instant(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds // 1000, UTC) + timedelta(milliseconds=milliseconds % 1000)
+
+
+def _day(ended_at: datetime, time_zone: str) -> date:
+    return ended_at.astimezone(ZoneInfo(time_zone)).date()
+
+
+def _uuid(text: str | None) -> UUID | None:
+    return None if text is None else UUID(text)
+
+
+def _write(records: list[Record]) -> None:
+    """Insert what the ledger does not have, and what follows from that."""
+    inserted = _insert(records)
+    finals = [
+        record for record in records if record.name not in inserted and record.row.outcome != "orphaned"
+    ]
+    new = [record for record in records if record.name in inserted]
+    if finals:
+        adjustments = list(_adjustments_of_orphans(finals))
+        inserted = _insert(adjustments)
+        new += [record for record in adjustments if record.name in inserted]
+    if new:
+        _add_to_rollups(new)
+        _add_to_periods(new)
+        RequestEvent.objects.bulk_create(
+            [_event_of(record.row) for record in new if record.row.kind == LedgerEntry.Kind.USAGE],
+            ignore_conflicts=True,
+        )
+
+
+def _insert(records: Iterable[Record]) -> set[tuple[UUID, str]]:
+    """Insert ledger entries; return the names of those that were not there."""
+    rows = [{column: getattr(record.row, column) for column in COLUMNS} for record in records]
+    if not rows:
+        return set()
+    names = ", ".join(f'"{column}"' for column in COLUMNS)
+    with connection.cursor() as cursor:
+        # Ordered, so that two who insert the same rows cannot wait for each other.
+        cursor.execute(
+            f"INSERT INTO budgets_ledgerentry ({names}) "  # noqa: S608, the columns are the model's own
+            f"SELECT {names} FROM jsonb_populate_recordset(NULL::budgets_ledgerentry, %s::jsonb) "
+            "ORDER BY request_id, kind "
+            "ON CONFLICT (request_id, kind) DO NOTHING RETURNING request_id, kind",
+            [orjson.dumps(rows).decode()],
+        )
+        return set(cursor.fetchall())
+
+
+def _adjustments_of_orphans(finals: list[Record]) -> Iterator[Record]:
+    """What differs where the sweep had booked a call and its mark was lost before its owner settled it."""
+    orphans = {
+        row.request_id: row
+        for row in LedgerEntry.objects.filter(
+            request_id__in=[record.row.request_id for record in finals], kind="usage", outcome="orphaned"
+        )
+    }
+    for record in finals:
+        orphan = orphans.get(record.row.request_id)
+        if orphan is None or record.row.kind != LedgerEntry.Kind.USAGE:
+            continue
+        row = copy(record.row)
+        row.kind = LedgerEntry.Kind.ADJUSTMENT
+        for name in FIGURES:
+            setattr(row, name, getattr(row, name) - getattr(orphan, name))
+        yield replace(record, row=row)
+
+
+ROLLUP_KEY = (
+    "tenant_id", "day", "hour_start", "team_id", "member_id", "key_id", "model", "upstream", "operation",
+)  # fmt: skip
+ROLLUP_NAMES = ("tenant", "team", "member", "key")
+ROLLUP_SUMS = (*FIGURES, "estimated_tokens")
+
+
+def _add_to_rollups(records: list[Record]) -> None:
+    sums: dict[tuple[Any, ...], Tally[str]] = defaultdict(Tally)
+    names: dict[tuple[Any, ...], dict[str, str]] = {}
+    for record in records:
+        row = record.row
+        hour = row.ended_at.replace(minute=0, second=0, microsecond=0)
+        key = tuple(hour if column == "hour_start" else getattr(row, column) for column in ROLLUP_KEY)
+        names[key] = {name: getattr(row, name) for name in ROLLUP_NAMES}
+        for figure in FIGURES:
+            sums[key][figure] += getattr(row, figure)
+        if not row.exact:
+            sums[key]["estimated_tokens"] += row.input_tokens + row.output_tokens
+    rows = [
+        dict(zip(ROLLUP_KEY, key, strict=True))
+        | names[key]
+        | {figure: sums[key][figure] for figure in ROLLUP_SUMS}
+        for key in sums
+    ]
+    _add("budgets_usagerollup", rows, ROLLUP_KEY, ROLLUP_SUMS, ROLLUP_NAMES)
+
+
+def _add_to_periods(records: list[Record]) -> None:
+    sums: Tally[Counter] = Tally()
+    for record in records:
+        for counter in record.counters:
+            if counter.kind == "budget":
+                sums[counter] += _amount(counter.unit, record.row)
+    rows = [
+        {
+            "budget_id": UUID(counter.id),
+            "period_start": _second(counter.start),
+            "period_end": _second(counter.end),
+            "used": amount,
+        }
+        for counter, amount in sums.items()
+    ]
+    _add("budgets_budgetperiod", rows, ("budget_id", "period_start"), ("used",), ("period_end",))
+
+
+def _second(seconds: int | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _amount(unit: str, row: LedgerEntry) -> int:
+    """What an entry means to a budget of ``unit``."""
+    if unit == "requests":
+        return row.requests
+    if unit == "tokens":
+        return row.input_tokens + row.output_tokens
+    if unit == "output_tokens":
+        return row.output_tokens
+    if unit == "micro_usd":
+        return row.cost_micro_usd
+    raise ValueError(f"no such unit: {unit}")
+
+
+def _add(
+    table: str,
+    rows: list[dict[str, Any]],
+    key: tuple[str, ...],
+    sums: tuple[str, ...],
+    latest: tuple[str, ...],
+) -> None:
+    """Add ``rows`` to what a table has under the same key; ``latest`` columns take the new values."""
+    if not rows:
+        return
+    columns = ", ".join(f'"{column}"' for column in (*key, *latest, *sums))
+    order = ", ".join(f'"{column}"' for column in key)
+    changes = [f'"{column}" = {table}."{column}" + EXCLUDED."{column}"' for column in sums]
+    changes += [f'"{column}" = EXCLUDED."{column}"' for column in latest]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {table} ({columns}) "  # noqa: S608, table and columns are the models' own
+            f"SELECT {columns} FROM jsonb_populate_recordset(NULL::{table}, %s::jsonb) "
+            f"ORDER BY {order} ON CONFLICT ({order}) DO UPDATE SET {', '.join(changes)}",
+            [orjson.dumps(rows).decode()],
+        )
+
+
+def _event_of(row: LedgerEntry) -> RequestEvent:
+    return RequestEvent(
+        at=row.ended_at,
+        **{
+            name: getattr(row, name)
+            for name in (
+                "request_id", "tenant_id", "tenant", "key_id", "key", "route", "dialect", "model", "upstream",
+                "stream", "status", "outcome", "input_tokens", "output_tokens", "exact", "admitted_at",
+                "first_byte_at", "ended_at",
+            )
+        },
+    )  # fmt: skip
+
+
+def _drain_refusals() -> None:
+    """Write down the refused calls that were noted; those lost on the way are nobody's usage."""
+    redis = redis_in_bytes()
+    started = time.monotonic()
+    while time.monotonic() - started < 5 and (entries := redis.xrange(REFUSALS, count=BATCH)):
+        events = []
+        for stream_id, fields in entries:
+            try:
+                events.append(_event_of_refusal(stream_id, orjson.loads(fields[b"event"])))
+            except (ValueError, KeyError, TypeError):
+                logger.exception("refusal %s cannot be read", stream_id)
+        RequestEvent.objects.bulk_create(events, ignore_conflicts=True)
+        redis.xdel(REFUSALS, *(stream_id for stream_id, _ in entries))
+
+
+def _event_of_refusal(stream_id: bytes, noted: dict[str, Any]) -> RequestEvent:
+    def text(name: str) -> str:
+        # A client's words: the model name of a refused call can be anything.
+        return str(noted.get(name) or "").replace("\x00", "")[:200]
+
+    return RequestEvent(
+        request_id=UUID(noted["request_id"]),
+        at=_instant(_position(stream_id)[0]),
+        tenant_id=_uuid(noted.get("tenant_id")),
+        key_id=_uuid(noted.get("key_id")),
+        **{
+            name: text(name) for name in ("tenant", "key", "route", "dialect", "model", "upstream", "refusal")
+        },
+        outcome=text("outcome") or "refused",
+        stream=bool(noted.get("stream")),
+        status=int(noted["status"]),
+    )

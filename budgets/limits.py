@@ -1,0 +1,207 @@
+"""What limits a caller: the budgets, rate limits and prices that can apply to their calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from datetime import timedelta
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from asgiref.sync import sync_to_async
+from django.db import Error as DatabaseError
+from django.db import connection, transaction
+from django.db.models import Q
+from django.utils.timezone import now as utc_now
+
+from budgets import periods
+from budgets.counters import Counter, Kind
+from budgets.exceptions import CountersUnavailable
+from budgets.models import Budget, Measure, Price, RateLimit, ScopedRow
+from budgets.pricing import PinnedPrice
+from budgets.single_flight import SingleFlight
+from keys.verification import Caller
+
+REMEMBERED_KEYS = 10_000
+LOAD_SECONDS = 3.0
+
+UNITS_OF_RATES: dict[str, tuple[Kind, str]] = {
+    Measure.REQUESTS_PER_MINUTE: ("rate", "requests"),
+    Measure.TOKENS_PER_MINUTE: ("rate", "tokens"),
+    Measure.CONCURRENT_REQUESTS: ("leases", "requests"),
+}
+
+
+@dataclass(slots=True)
+class Limit:
+    """A budget or rate limit as the path of a request needs it.
+
+    ``name`` is what headers and refusals call it. ``limit`` None: no limit.
+    Only a ``hard`` one refuses. ``window`` is ``minute``, ``now`` (concurrency)
+    or the kind of a budget's period.
+    """
+
+    kind: Kind
+    id: str
+    name: str
+    scope: str
+    unit: str
+    limit: int | None
+    hard: bool
+    window: str
+    model: str
+    upstream: str
+    seconds: int | None = None
+    zone: ZoneInfo | None = None
+    week_start: int = 1
+    _counter: Counter | None = field(default=None, repr=False, compare=False)
+    _period: periods.Period | None = field(default=None, repr=False, compare=False)
+
+    def counter(self, now_ms: float) -> Counter:
+        """The counter that a call beginning now is counted on."""
+        if self._counter is None or (self._period is not None and not self._period.contains(now_ms / 1000)):
+            if self.zone is None:
+                self._counter = Counter(self.kind, self.id, self.unit, None, None)
+            else:
+                self._period = periods.current(
+                    self.window, self.seconds, self.zone, self.week_start, now_ms / 1000
+                )
+                self._counter = Counter(self.kind, self.id, self.unit, self._period.start, self._period.end)
+        return self._counter
+
+    def applies_to(self, model: str, upstream: str) -> bool:
+        return self.model in ("", model) and self.upstream in ("", upstream)
+
+
+@dataclass(slots=True)
+class Limits:
+    """All that can limit one caller, read at one moment.
+
+    ``prices`` are by model, the ones that count first: the tenant's before
+    everybody's, of each the latest first; with the ms since 1970 they start at.
+    """
+
+    limits: tuple[Limit, ...]
+    prices: dict[str, list[tuple[int, PinnedPrice]]]
+    _of_calls: dict[tuple[str, str], tuple[Limit, ...]] = field(default_factory=dict, repr=False)
+
+    def of_call(self, model: str, upstream: str) -> tuple[Limit, ...]:
+        """What limits a call to ``model`` (its canonical name) at ``upstream``."""
+        try:
+            return self._of_calls[model, upstream]
+        except KeyError:
+            applying = tuple(limit for limit in self.limits if limit.applies_to(model, upstream))
+            self._of_calls[model, upstream] = applying
+            return applying
+
+    def price_of(self, model: str, now_ms: float) -> PinnedPrice | None:
+        """The price of ``model`` now; None if nobody has set one."""
+        for starts_ms, price in self.prices.get(model, ()):
+            if starts_ms <= now_ms:
+                return price
+        return None
+
+
+class _Cache:
+    """Limits by key; those used longest ago are forgotten first."""
+
+    def __init__(self) -> None:
+        self._limits: OrderedDict[UUID, tuple[tuple[int, int], Limits]] = OrderedDict()
+        self._loads: SingleFlight[Limits] = SingleFlight()
+
+    async def get(self, caller: Caller) -> Limits:
+        generations = (caller.tenant_generation, caller.platform_generation)
+        known = self._limits.get(caller.key_id)
+        if known is not None and known[0] == generations:
+            self._limits.move_to_end(caller.key_id)
+            return known[1]
+        limits = await self._loads.do((caller.key_id, *generations), lambda: _load_aside(caller))
+        self.put(caller, limits)
+        return limits
+
+    def put(self, caller: Caller, limits: Limits) -> None:
+        """Remember what limits a caller at the generations of its snapshot."""
+        generations = (caller.tenant_generation, caller.platform_generation)
+        self._limits[caller.key_id] = (generations, limits)
+        self._limits.move_to_end(caller.key_id)
+        while len(self._limits) > REMEMBERED_KEYS:
+            self._limits.popitem(last=False)
+
+
+_cache = _Cache()
+
+
+async def limits_for(caller: Caller) -> Limits:
+    """What limits ``caller``; from memory unless a setting of the tenant or the platform changed.
+
+    The rows may be newer than the caller's snapshot, never older: they are read
+    after it. Raises ``CountersUnavailable`` if PostgreSQL cannot be asked.
+    """
+    return await _cache.get(caller)
+
+
+async def _load_aside(caller: Caller) -> Limits:
+    try:
+        async with asyncio.timeout(LOAD_SECONDS):
+            return await sync_to_async(_load_in_thread, thread_sensitive=False)(caller)
+    except (DatabaseError, TimeoutError) as exc:
+        raise CountersUnavailable from exc
+
+
+def _load_in_thread(caller: Caller) -> Limits:
+    try:
+        return load(caller)
+    finally:
+        # This thread is lent; what it leaves open nobody would close.
+        connection.close()
+
+
+def load(caller: Caller) -> Limits:
+    """Read what limits ``caller`` from PostgreSQL."""
+    ours = Q(tenant=caller.tenant_id)
+    applies = (
+        Q(scope="platform")
+        | Q(scope="tenant") & ours
+        | Q(scope="key", key=caller.key_id)
+        | Q(scope__in=["model", "upstream"]) & (ours | Q(tenant=None))
+    )
+    if caller.team_id is not None:
+        applies |= Q(scope="team", team=caller.team_id)
+    if caller.member_id is not None:
+        applies |= Q(scope="member", member=caller.member_id)
+    with transaction.atomic():
+        rates = [_of_rate_limit(row) for row in RateLimit.objects.filter(applies).order_by("id")]
+        budgets = [_of_budget(row, caller) for row in Budget.objects.filter(applies).order_by("id")]
+        prices: dict[str, list[tuple[int, PinnedPrice]]] = {}
+        rows = Price.objects.filter(ours | Q(tenant=None), starts_at__lte=utc_now() + timedelta(days=366))
+        for row in sorted(rows, key=lambda row: (row.tenant_id is not None, row.starts_at), reverse=True):
+            pinned = PinnedPrice(row.id.hex, row.input_price, row.cached_price, row.output_price)
+            prices.setdefault(row.model, []).append((int(row.starts_at.timestamp() * 1000), pinned))
+    return Limits((*rates, *budgets), prices)
+
+
+def _of_rate_limit(row: RateLimit) -> Limit:
+    kind, unit = UNITS_OF_RATES[row.measure]
+    window = "now" if kind == "leases" else "minute"
+    name = f"{row.scope}-concurrent-requests" if kind == "leases" else f"{row.scope}-{unit}-minute"
+    return Limit(
+        kind=kind, id=row.id.hex, name=name, scope=row.scope, unit=unit, limit=row.limit, hard=True,
+        window=window, model=row.model, upstream=row.upstream,
+    )  # fmt: skip
+
+
+def _of_budget(row: Budget, caller: Caller) -> Limit:
+    zone, week_start = _calendar(row, caller)
+    return Limit(
+        kind="budget", id=row.id.hex, name=f"{row.scope}-{row.unit}-{row.period}".replace("_", "-"),
+        scope=row.scope, unit=row.unit, limit=row.limit, hard=not row.shadow, window=row.period,
+        model=row.model, upstream=row.upstream, seconds=row.seconds, zone=zone, week_start=week_start,
+    )  # fmt: skip
+
+
+def _calendar(row: ScopedRow, caller: Caller) -> tuple[ZoneInfo, int]:
+    """Time zone and week start of a row's periods: its tenant's, or UTC and Monday for everybody's."""
+    if row.tenant_id is None:
+        return ZoneInfo("UTC"), 1
+    return ZoneInfo(caller.time_zone), caller.week_start

@@ -1,0 +1,40 @@
+-- Say that a call is still running: its hold and its leases last longer.
+--
+-- KEYS[1]     this request's hold
+-- KEYS[2]     open holds, scored by deadline (ms)
+-- KEYS[3]     requests that must stop, with the reason
+-- KEYS[4]     generations
+-- KEYS[5..]   sets of leases the call is in
+-- ARGV[1]     request id
+-- ARGV[2]     how long the hold lasts without a heartbeat, ms
+-- ARGV[3]     output tokens delivered so far
+-- ARGV[4]     phase: reserved, or started once the upstream was called
+-- ARGV[5]     the tenant's subject among the generations
+--
+-- Returns {state, request id, reason to stop or empty, generation of the tenant,
+-- generation of the platform}; a generation Redis does not have is -1. The state
+-- is held; or, with nothing written: settled, swept, void, or missing when Redis
+-- lost the hold.
+--
+-- A repeat does the same again; a late one takes nothing back.
+
+local state = redis.call('HGET', KEYS[1], 'state') or 'missing'
+if state == 'held' then
+  local time = redis.call('TIME')
+  local deadline = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2]
+  local before = redis.call('HMGET', KEYS[1], 'output', 'phase')
+  redis.call('HSET', KEYS[1],
+    'output', math.max(tonumber(before[1]), tonumber(ARGV[3])),
+    'phase', before[2] == 'started' and before[2] or ARGV[4])
+  for i = 5, #KEYS do
+    redis.call('ZADD', KEYS[i], deadline, ARGV[1])
+  end
+  redis.call('ZADD', KEYS[2], deadline, ARGV[1])
+end
+return {
+  state,
+  ARGV[1],
+  redis.call('HGET', KEYS[3], ARGV[1]) or '',
+  tonumber(redis.call('ZSCORE', KEYS[4], ARGV[5]) or -1),
+  tonumber(redis.call('ZSCORE', KEYS[4], 'platform') or -1),
+}

@@ -1,0 +1,50 @@
+import json
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from budgets import usage
+from budgets.management.commands.set_budget import key_of
+from tenants.commands import moment, tenant_called
+
+
+class Command(BaseCommand):
+    help = "Show what the ledger says a tenant, or one of its keys, has used."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--tenant", required=True, metavar="SLUG")
+        parser.add_argument("--key", metavar="PUBLIC_ID", help="only what this key has used")
+        parser.add_argument(
+            "--since", metavar="WHEN", help="calls that ended then or later: a date or a time"
+        )
+        parser.add_argument("--until", metavar="WHEN", help="calls that ended before: a date or a time")
+        parser.add_argument("--by", choices=list(usage.PARTS), help="one line for each")
+        parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        tenant = tenant_called(options["tenant"])
+        since = moment(options["since"], tenant.time_zone) if options["since"] else None
+        until = moment(options["until"], tenant.time_zone) if options["until"] else None
+        key = key_of(tenant, options["key"]) if options["key"] else None
+        found = usage.entries(tenant, key=key, since=since, until=until)
+        rows = usage.by_part(found, options["by"]) if options["by"] else []
+        total = usage.totals(found)
+        if options["json"]:
+            described = {
+                "tenant": tenant.slug,
+                "time_zone": tenant.time_zone,
+                "key": key and key.label,
+                "since": since and since.isoformat(),
+                "until": until and until.isoformat(),
+                "by": options["by"],
+                "rows": rows,
+                "total": total,
+            }
+            self.stdout.write(json.dumps(described))
+            return
+        names = [str(row[options["by"]]) for row in rows] + ["total"]
+        width = max(map(len, [*names, options["by"] or ""]))
+        self.stdout.write("  ".join([(options["by"] or "").ljust(width), *usage.FIGURES]))
+        for name, row in zip(names, [*rows, total], strict=True):
+            figures = [str(row[figure]).rjust(len(figure)) for figure in usage.FIGURES]
+            self.stdout.write("  ".join([name.ljust(width), *figures]))

@@ -1,0 +1,449 @@
+from django.db import models
+from django.db.models import F, Q
+from django.utils.timezone import now
+
+from keys.models import ApiKey
+from tenants.ids import new_id
+from tenants.models import Member, Team, Tenant
+
+# The largest whole number that Lua's doubles hold exactly.
+LARGEST = 2**53 - 1
+# $1,000 for a million tokens; keeps every product a script forms below LARGEST.
+LARGEST_PRICE = 10**9
+
+
+class Scope(models.TextChoices):
+    """Whose calls are counted together."""
+
+    PLATFORM = "platform"
+    TENANT = "tenant"
+    TEAM = "team"
+    MEMBER = "member"
+    KEY = "key"
+    MODEL = "model"
+    UPSTREAM = "upstream"
+
+
+class Unit(models.TextChoices):
+    """What a budget counts."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens", "Tokens, input and output"
+    OUTPUT_TOKENS = "output_tokens", "Output tokens"
+    MICRO_USD = "micro_usd", "Micro-USD"
+
+
+class PeriodKind(models.TextChoices):
+    """How long a budget lasts until it is whole again."""
+
+    HOUR = "hour"
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+    YEAR = "year"
+    LIFETIME = "lifetime"
+    FIXED = "fixed", "Fixed number of seconds"
+
+
+class Measure(models.TextChoices):
+    """What a rate limit bounds."""
+
+    REQUESTS_PER_MINUTE = "requests_per_minute"
+    TOKENS_PER_MINUTE = "tokens_per_minute"
+    CONCURRENT_REQUESTS = "concurrent_requests"
+
+
+# The columns of each scope, and those it may have besides: (needed, allowed).
+# The rows of a tenant's parts name the tenant too, so that a change of one
+# takes force for this tenant alone.
+SCOPE_COLUMNS: dict[str, tuple[set[str], set[str]]] = {
+    Scope.PLATFORM: (set(), set()),
+    Scope.TENANT: ({"tenant"}, set()),
+    Scope.TEAM: ({"tenant", "team"}, set()),
+    Scope.MEMBER: ({"tenant", "member"}, set()),
+    Scope.KEY: ({"tenant", "key"}, set()),
+    Scope.MODEL: ({"model"}, {"tenant"}),
+    Scope.UPSTREAM: ({"upstream"}, {"tenant"}),
+}
+
+
+def _names_what_its_scope_needs() -> Q:
+    """The condition that a row has exactly the columns of its scope."""
+    condition = Q()
+    for scope, (needed, allowed) in SCOPE_COLUMNS.items():
+        fits = Q(scope=scope)
+        for column in ("tenant", "team", "member", "key"):
+            if column not in allowed:
+                fits &= Q(**{f"{column}__isnull": column not in needed})
+        for column in ("model", "upstream"):
+            fits &= ~Q(**{column: ""}) if column in needed else Q(**{column: ""})
+        condition |= fits
+    return condition
+
+
+class ScopedRow(models.Model):
+    """What budgets and rate limits share: whose calls are counted on the row's one counter.
+
+    A model or an upstream with a tenant counts this tenant's calls to it,
+    without one everybody's.
+    """
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    scope = models.CharField(max_length=10, choices=Scope.choices)
+    tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, null=True, blank=True, related_name="+")
+    team = models.ForeignKey(Team, on_delete=models.CASCADE, null=True, blank=True, related_name="+")
+    member = models.ForeignKey(Member, on_delete=models.CASCADE, null=True, blank=True, related_name="+")
+    key = models.ForeignKey(ApiKey, on_delete=models.CASCADE, null=True, blank=True, related_name="+")
+    model = models.CharField(max_length=200, blank=True, help_text="Canonical name, such as llama3.2:latest.")
+    upstream = models.CharField(max_length=80, blank=True, help_text="Name of an upstream.")
+    limit = models.BigIntegerField(
+        null=True, blank=True, help_text="Empty: no limit, only counted. 0: nothing is let through."
+    )
+    created_at = models.DateTimeField(default=now, editable=False)
+
+    class Meta:
+        abstract = True
+
+    @property
+    def whose(self) -> str:
+        """The scope and who or what it is, such as ``key nightly-report of acme``."""
+        part = {
+            Scope.TEAM: self.team,
+            Scope.MEMBER: self.member,
+            Scope.KEY: self.key,
+            Scope.MODEL: self.model,
+            Scope.UPSTREAM: self.upstream,
+        }.get(Scope(self.scope))
+        named = [str(self.scope)] if part is None else [str(self.scope), str(part)]
+        if self.tenant is not None:
+            named += [str(self.tenant)] if part is None else ["of", str(self.tenant)]
+        return " ".join(named)
+
+
+class Budget(ScopedRow):
+    """How much may be used in each period. A setting; what was used is a counter in Redis.
+
+    A shadow budget is counted and reported and never refuses.
+    """
+
+    unit = models.CharField(max_length=16, choices=Unit.choices)
+    period = models.CharField(max_length=10, choices=PeriodKind.choices)
+    seconds = models.BigIntegerField(
+        null=True, blank=True, help_text="Length of a fixed period, counted on from 1970-01-01 00:00 UTC."
+    )
+    shadow = models.BooleanField(default=False, help_text="Counts and reports, never refuses.")
+
+    class Meta:
+        ordering = ["scope", "unit", "period"]
+        constraints = [
+            models.CheckConstraint(
+                condition=_names_what_its_scope_needs(), name="budgets_budget_names_what_its_scope_needs"
+            ),
+            models.CheckConstraint(condition=Q(unit__in=Unit.values), name="budgets_budget_unit_is_known"),
+            models.CheckConstraint(
+                condition=Q(period__in=PeriodKind.values), name="budgets_budget_period_is_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(limit=None) | Q(limit__range=(0, LARGEST)),
+                name="budgets_budget_limit_counts_exactly",
+            ),
+            models.CheckConstraint(
+                condition=Q(period="fixed", seconds__isnull=False, seconds__range=(60, 10 * 366 * 86400))
+                | (~Q(period="fixed") & Q(seconds=None)),
+                name="budgets_budget_seconds_only_when_fixed",
+            ),
+            models.UniqueConstraint(
+                fields=[
+                    "scope", "tenant", "team", "member", "key", "model", "upstream",
+                    "unit", "period", "seconds", "shadow",
+                ],
+                nulls_distinct=False,
+                name="budgets_budget_once_per_scope_unit_and_period",
+            ),
+        ]  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"{self.unit} per {self.period} of {self.whose}"
+
+
+class RateLimit(ScopedRow):
+    """How fast calls may come: in any minute, or at one time."""
+
+    measure = models.CharField(max_length=24, choices=Measure.choices)
+
+    class Meta:
+        ordering = ["scope", "measure"]
+        constraints = [
+            models.CheckConstraint(
+                condition=_names_what_its_scope_needs(), name="budgets_ratelimit_names_what_its_scope_needs"
+            ),
+            models.CheckConstraint(
+                condition=Q(measure__in=Measure.values), name="budgets_ratelimit_measure_is_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(limit=None) | Q(limit__range=(0, LARGEST)),
+                name="budgets_ratelimit_limit_counts_exactly",
+            ),
+            models.UniqueConstraint(
+                fields=["scope", "tenant", "team", "member", "key", "model", "upstream", "measure"],
+                nulls_distinct=False,
+                name="budgets_ratelimit_once_per_scope_and_measure",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.measure} of {self.whose}"
+
+
+class Price(models.Model):
+    """What a model's tokens cost from one moment on, in micro-USD for a million of them.
+
+    The price of a tenant goes before everybody's; of several the one that
+    started last counts. It is pinned when a call is admitted.
+    """
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    model = models.CharField(max_length=200, help_text="Canonical name, such as llama3.2:latest.")
+    tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, null=True, blank=True, related_name="+")
+    input_price = models.BigIntegerField(default=0, help_text="Micro-USD for a million input tokens.")
+    cached_price = models.BigIntegerField(
+        default=0, help_text="The same, for input the model had in its cache."
+    )
+    output_price = models.BigIntegerField(default=0, help_text="Micro-USD for a million output tokens.")
+    starts_at = models.DateTimeField(default=now)
+    free = models.BooleanField(default=False, help_text="Costs nothing on purpose.")
+
+    class Meta:
+        ordering = ["model", "-starts_at"]
+        constraints = [
+            models.CheckConstraint(condition=~Q(model=""), name="budgets_price_names_a_model"),
+            models.CheckConstraint(
+                condition=Q(input_price__range=(0, LARGEST_PRICE))
+                & Q(output_price__range=(0, LARGEST_PRICE))
+                & Q(cached_price__gte=0)
+                # What is held for a call before it is known what was cached.
+                & Q(cached_price__lte=F("input_price")),
+                name="budgets_price_in_range",
+            ),
+            # A price of nothing has to be meant.
+            models.CheckConstraint(
+                condition=Q(free=True, input_price=0, cached_price=0, output_price=0)
+                | Q(free=False) & (Q(input_price__gt=0) | Q(output_price__gt=0)),
+                name="budgets_price_is_nothing_only_when_free",
+            ),
+            models.UniqueConstraint(
+                fields=["model", "tenant", "starts_at"],
+                nulls_distinct=False,
+                name="budgets_price_once_per_start",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model} from {self.starts_at:%Y-%m-%d %H:%M}"
+
+
+class LedgerEntry(models.Model):
+    """What one call used: the append-only truth.
+
+    Every admitted call ends as one entry of kind ``usage``. If the sweep booked
+    it and its owner turned up later, an ``adjustment`` holds the difference,
+    signed. Names are kept as they were; nothing is pointed at, so an entry
+    outlives what it names. Durations and instants Ollama did not tell are null.
+    """
+
+    class Kind(models.TextChoices):
+        USAGE = "usage"
+        ADJUSTMENT = "adjustment"
+
+    request_id = models.UUIDField()
+    kind = models.CharField(max_length=10, choices=Kind.choices)
+    tenant_id = models.UUIDField()
+    tenant = models.TextField()
+    team_id = models.UUIDField(null=True)
+    team = models.TextField(blank=True)
+    member_id = models.UUIDField(null=True)
+    member = models.TextField(blank=True)
+    key_id = models.UUIDField()
+    key = models.TextField()
+    model = models.TextField()
+    upstream = models.TextField()
+    route = models.TextField()
+    operation = models.TextField()
+    dialect = models.TextField()
+    stream = models.BooleanField()
+    day = models.DateField(help_text="On which the call ended, in the tenant's time zone.")
+    admitted_at = models.DateTimeField()
+    started_at = models.DateTimeField(null=True)
+    first_byte_at = models.DateTimeField(null=True)
+    ended_at = models.DateTimeField()
+    requests = models.BigIntegerField(help_text="1, or 0 if no model worked on the call.")
+    input_tokens = models.BigIntegerField()
+    cached_tokens = models.BigIntegerField(help_text="Part of the input tokens.")
+    output_tokens = models.BigIntegerField()
+    thinking_tokens = models.BigIntegerField(help_text="Part of the output tokens.")
+    load_ns = models.BigIntegerField(null=True)
+    prompt_ns = models.BigIntegerField(null=True)
+    output_ns = models.BigIntegerField(null=True)
+    gpu_ms = models.BigIntegerField()
+    cost_micro_usd = models.BigIntegerField()
+    price_id = models.UUIDField(
+        null=True, help_text="The price the cost was worked out with; null: no price was set."
+    )
+    exact = models.BooleanField(help_text="False: the tokens are estimated.")
+    late = models.BooleanField(help_text="Settled when its hold was gone already.")
+    outcome = models.TextField()
+    status = models.SmallIntegerField()
+    recorded_at = models.DateTimeField(default=now)
+
+    class Meta:
+        verbose_name_plural = "ledger entries"
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["request_id", "kind"], name="budgets_ledgerentry_once_per_request_and_kind"
+            ),
+            models.CheckConstraint(
+                condition=Q(kind__in=["usage", "adjustment"]), name="budgets_ledgerentry_kind_is_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(kind="adjustment")
+                | Q(
+                    requests__range=(0, 1),
+                    input_tokens__gte=0,
+                    cached_tokens__range=(0, F("input_tokens")),
+                    output_tokens__gte=0,
+                    thinking_tokens__range=(0, F("output_tokens")),
+                    gpu_ms__gte=0,
+                    cost_micro_usd__gte=0,
+                ),
+                name="budgets_ledgerentry_only_adjustments_are_negative",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["tenant_id", "-ended_at"], name="budgets_ledgerentry_of_tenant"),
+            models.Index(fields=["key_id", "-ended_at"], name="budgets_ledgerentry_of_key"),
+            models.Index(fields=["-ended_at"], name="budgets_ledgerentry_newest"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.request_id}"
+
+
+class UsageRollup(models.Model):
+    """Sums of the ledger for one hour of one key, model, upstream and operation.
+
+    ``day`` is the tenant's; an hour in which two of its days meet has a row for
+    each. Names are those of the latest entry.
+    """
+
+    tenant_id = models.UUIDField()
+    day = models.DateField()
+    hour_start = models.DateTimeField(help_text="A whole hour of UTC.")
+    team_id = models.UUIDField(null=True)
+    member_id = models.UUIDField(null=True)
+    key_id = models.UUIDField()
+    model = models.TextField()
+    upstream = models.TextField()
+    operation = models.TextField()
+    tenant = models.TextField()
+    team = models.TextField(blank=True)
+    member = models.TextField(blank=True)
+    key = models.TextField()
+    requests = models.BigIntegerField()
+    input_tokens = models.BigIntegerField()
+    cached_tokens = models.BigIntegerField()
+    output_tokens = models.BigIntegerField()
+    thinking_tokens = models.BigIntegerField()
+    estimated_tokens = models.BigIntegerField(help_text="Input and output of the entries that are not exact.")
+    gpu_ms = models.BigIntegerField()
+    cost_micro_usd = models.BigIntegerField()
+
+    class Meta:
+        ordering = ["-hour_start"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=[
+                    "tenant_id", "day", "hour_start", "team_id", "member_id", "key_id",
+                    "model", "upstream", "operation",
+                ],
+                nulls_distinct=False,
+                name="budgets_usagerollup_once_per_hour_and_part",
+            )
+        ]  # fmt: skip
+        indexes = [models.Index(fields=["-hour_start"], name="budgets_usagerollup_newest")]
+
+    def __str__(self) -> str:
+        return f"{self.tenant} {self.hour_start:%Y-%m-%d %H}h {self.model}"
+
+
+class BudgetPeriod(models.Model):
+    """What the ledger says was used of a budget in one period: what its counter must equal."""
+
+    budget_id = models.UUIDField()
+    period_start = models.DateTimeField()
+    period_end = models.DateTimeField(null=True)
+    used = models.BigIntegerField()
+
+    class Meta:
+        ordering = ["-period_start"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["budget_id", "period_start"], name="budgets_budgetperiod_once_per_start"
+            ),
+            models.CheckConstraint(
+                condition=Q(period_end=None) | Q(period_end__gt=F("period_start")),
+                name="budgets_budgetperiod_ends_after_it_starts",
+            ),
+        ]
+        indexes = [models.Index(fields=["-period_end"], name="budgets_budgetperiod_latest")]
+
+    def __str__(self) -> str:
+        return f"{self.budget_id} from {self.period_start:%Y-%m-%d %H:%M}"
+
+
+class SpooledSettlement(models.Model):
+    """A settlement Redis could not take, kept until it can."""
+
+    request_id = models.UUIDField(primary_key=True)
+    settlement = models.JSONField()
+    created_at = models.DateTimeField(default=now)
+
+    class Meta:
+        ordering = ["created_at"]
+
+    def __str__(self) -> str:
+        return str(self.request_id)
+
+
+class ParkedRecord(models.Model):
+    """A usage record that could not be booked, put aside so that its neighbours could.
+
+    ``record`` is what the stream held, as ASCII JSON of its fields; bytes that
+    are not ASCII are written as escapes. One out of the spool has ``spool:``
+    and its request id for a ``stream_id``.
+    """
+
+    stream_id = models.CharField(max_length=64, unique=True)
+    record = models.TextField()
+    reason = models.TextField()
+    parked_at = models.DateTimeField(default=now)
+
+    class Meta:
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return self.stream_id
+
+
+class CounterEpoch(models.Model):
+    """The mark that the counters in Redis must carry to be believed. One row, at most."""
+
+    id = models.SmallIntegerField(primary_key=True, default=1)
+    epoch = models.TextField()
+    since = models.DateTimeField(default=now)
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=Q(id=1), name="budgets_counterepoch_is_one_row")]
+
+    def __str__(self) -> str:
+        return self.epoch

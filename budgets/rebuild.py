@@ -1,0 +1,105 @@
+"""Bringing the counters back from the ledger when Redis has lost them.
+
+Until then nothing is admitted: the scripts refuse while the mark in Redis, the
+epoch, is not the one in PostgreSQL. A Redis restored from an old backup has an
+old mark, so it is caught as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+from django.conf import settings
+from django.db import connection
+from django.db.models import Q
+from django.utils.timezone import now
+
+from budgets import ledger, spool
+from budgets.counters import DRAINED, EPOCH, GRACE_SECONDS, PARTITION, REBUILD, SETTLED, USAGE, run_now
+from budgets.models import BudgetPeriod, CounterEpoch
+from budgets.sweeping import sweep
+from tenants import generations
+from tenants.redis import redis_now
+
+logger = logging.getLogger(__name__)
+
+# Any number; only rebuilds take this advisory lock.
+LOCK = 0x544F4C4C02
+ATTEMPTS = 100
+PAUSE_SECONDS = 0.1
+
+
+def ensure_epoch(*, force: bool = False) -> bool:
+    """Rebuild the counters if they cannot be believed, or with ``force``; return whether it was done.
+
+    Waits two heartbeats first, so that running calls put their holds back and
+    processes send again what Redis may have lost; a database that never had
+    counters needs no waiting. Returns False while another process does the
+    same. Raises ``RedisError`` and Django's ``db.Error``; nothing is admitted
+    until a repeat succeeds.
+    """
+    with _alone() as alone:
+        if not alone:
+            return False
+        known = CounterEpoch.objects.values_list("epoch", flat=True).first()
+        if force:
+            redis_now().delete(EPOCH)
+        elif known is not None and redis_now().get(EPOCH) == known.encode():
+            return False
+        logger.warning("rebuilding the counters from the ledger")
+        generations.project_again()
+        if known is not None:
+            time.sleep(2 * settings.HEARTBEAT_SECONDS)
+        _rebuild()
+        return True
+
+
+@contextmanager
+def _alone() -> Iterator[bool]:
+    """Whether no other process rebuilds; a lock of the session, as the drain has transactions of its own."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(%s)", [LOCK])
+        alone: bool = cursor.fetchone()[0]
+    try:
+        yield alone
+    finally:
+        if alone:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
+
+
+def _rebuild() -> None:
+    epoch = uuid4().hex
+    # First here: should the rest fail, Redis still has another, and nothing is admitted.
+    CounterEpoch.objects.update_or_create(id=1, defaults={"epoch": epoch, "since": now()})
+    for _ in range(ATTEMPTS):
+        spool.replay()
+        sweep()
+        ledger.drain()
+        position = ledger.last_taken()
+        if position is not None and _set_counters(epoch, position):
+            logger.warning("the counters are rebuilt")
+            return
+        time.sleep(PAUSE_SECONDS)
+    logger.error("the counters could not be rebuilt: records keep coming")
+
+
+def _set_counters(epoch: str, position: str) -> bool:
+    """Set what was used, unless records came after ``position``."""
+    used: dict[str, tuple[int, int | str]] = {
+        key.decode(): (0, "") for key in redis_now().scan_iter(match=f"{PARTITION}:budget:*", count=1000)
+    }
+    present = BudgetPeriod.objects.filter(Q(period_end=None) | Q(period_end__gt=now()))
+    for row in present.iterator():
+        key = f"{PARTITION}:budget:{row.budget_id.hex}:{int(row.period_start.timestamp())}"
+        expires = "" if row.period_end is None else int(row.period_end.timestamp()) + GRACE_SECONDS
+        used[key] = (row.used, expires)
+    arguments: list[Any] = [epoch, position]
+    for figures in used.values():
+        arguments += figures
+    return bool(run_now(REBUILD, [EPOCH, USAGE, SETTLED, DRAINED, *used], *arguments))

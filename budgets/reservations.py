@@ -1,0 +1,524 @@
+"""Setting room aside for a call, and booking what it used.
+
+``reserve`` costs one round trip to Redis, ``settle`` another; neither touches
+PostgreSQL while the limits of the caller are in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import orjson
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from redis.exceptions import ResponseError
+
+from budgets import spool
+from budgets.charges import FREE, LARGEST_TOKENS, Charge, Usage, charge
+from budgets.counters import (
+    CLOCK,
+    DRAINED,
+    EPOCH,
+    GENERATIONS,
+    HOLDS,
+    RESERVE,
+    SETTLED,
+    Counter,
+    clock,
+    hold_key,
+    run,
+)
+from budgets.epochs import expected
+from budgets.exceptions import (
+    BacklogFull,
+    BudgetExhausted,
+    ConcurrencyLimited,
+    CountersUnavailable,
+    KeyNoLongerValid,
+    LimitReached,
+    PriceMissing,
+    RateLimited,
+    StaleCaller,
+    TooLarge,
+)
+from budgets.limits import Limit, limits_for
+from budgets.pricing import PinnedPrice
+from budgets.settlements import Moments, Settlement, settlement
+from keys.verification import Caller
+from tenants.ids import new_id
+from tenants.redis import RedisError
+
+logger = logging.getLogger(__name__)
+
+# A period may end, and the counters may be rebuilt, between two attempts.
+ATTEMPTS = 4
+SETTLE_ATTEMPTS = 2
+SPOOL_SECONDS = 1.2
+# Nobody can tell when a running call ends; this is when asking again is worth it.
+CONCURRENCY_RETRY_SECONDS = 1.0
+# When to try again to take back a reserve whose answer never came; together, a lease.
+VOID_PAUSES = (0.1, 0.5, 1, 2, 4, 8, 15)
+MOST_VOIDS = 1000
+# What is sent again when Redis has lost its data before the ledger had it.
+RECENT_SECONDS = 60
+MOST_RECENT = 5000
+BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """The most that a call may need.
+
+    ``input_tokens`` is an upper bound; ``output_tokens`` what the client wishes
+    and the model can at most, 0 for embeddings; ``least_output`` the output
+    with which an answer is still of use, 0 for embeddings. ``model`` is the
+    canonical name.
+    """
+
+    request_id: UUID
+    route: str
+    dialect: str
+    operation: str
+    stream: bool
+    model: str
+    upstream: str
+    input_tokens: int
+    output_tokens: int
+    least_output: int
+
+
+class Standing(NamedTuple):
+    """How one limit stands, for headers and refusals.
+
+    ``unit`` is ``requests``, ``tokens``, ``output_tokens`` or ``micro_usd``.
+    ``remaining`` is what is neither used nor held, negative when the limit was
+    lowered below that. ``reset_seconds``: until some of it comes back, None for
+    never or for nobody knows. ``window`` is ``minute``, ``now`` (how many at one
+    time) or the kind of a budget's period; ``window_seconds`` its length, None
+    if it has none.
+    """
+
+    name: str
+    scope: str
+    unit: str
+    limit: int
+    remaining: int
+    reset_seconds: float | None
+    window: str
+    window_seconds: int | None
+
+
+@dataclass(slots=True)
+class Reservation:
+    """A call with a live hold.
+
+    ``output_cap`` is the most output the upstream may be asked for;
+    ``capped_by`` names the limit that made it smaller than was wished, if one
+    did. ``stopped`` is set, with ``stop_reason``, when the call has to end:
+    ``stopped``, ``key_no_longer_valid``, ``hold_lost``, or the reason an
+    operator gave.
+    """
+
+    request_id: UUID
+    caller: Caller
+    demand: Demand
+    output_cap: int
+    capped_by: str | None
+    admitted_at_ms: int
+    limits: tuple[Limit, ...]
+    counters: tuple[Counter, ...]
+    charges: tuple[Charge, ...]
+    figures: list[int] = field(repr=False)
+    price: PinnedPrice | None
+    call: bytes = field(repr=False)
+    stopped: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    stop_reason: str = ""
+    ended: bool = False
+
+    @property
+    def standing(self) -> list[Standing]:
+        """How the caller's limits stood when the call was admitted, its own hold included."""
+        return _standing(self.limits, self.counters, self.figures, self.admitted_at_ms)
+
+    def stop(self, reason: str) -> None:
+        """Ask whoever relays the call to end it; the first reason stays."""
+        if not self.stopped.is_set():
+            self.stop_reason = reason
+            self.stopped.set()
+
+
+async def reserve(caller: Caller, demand: Demand) -> Reservation:
+    """Admit a call: set aside the most it may use on every counter, or refuse it and change none.
+
+    The output cap is the wish of ``demand`` or, if less, what the tightest
+    limit still has room for. Raises ``StaleCaller`` when the caller has to be
+    loaded again, and the refusals of ``budgets.exceptions``.
+    """
+    if demand.input_tokens > LARGEST_TOKENS or demand.output_tokens > LARGEST_TOKENS:
+        raise TooLarge
+    limits = await limits_for(caller)
+    applying = limits.of_call(demand.model, demand.upstream)
+    for _ in range(ATTEMPTS):
+        now_ms = clock.now_ms()
+        price = limits.price_of(demand.model, now_ms)
+        if price is None and any(limit.hard and limit.unit == "micro_usd" for limit in applying):
+            raise PriceMissing
+        counters = tuple(limit.counter(now_ms) for limit in applying)
+        charges = tuple(charge(limit.unit, demand.input_tokens, price) for limit in applying)
+        call = _facts(caller, demand, counters, price)
+        reply = await _run_reserve(caller, demand, applying, counters, charges, price, call)
+        status, _, redis_ms, cap, capped, refused, figures = reply
+        if status == b"held":
+            return Reservation(
+                request_id=demand.request_id,
+                caller=caller,
+                demand=demand,
+                output_cap=cap,
+                capped_by=applying[capped - 1].name if capped else None,
+                admitted_at_ms=redis_ms,
+                limits=applying,
+                counters=counters,
+                charges=charges,
+                figures=figures,
+                price=price,
+                call=call,
+            )
+        clock.learn(redis_ms)
+        if status == b"refused":
+            raise _limit_reached(demand, applying, counters, charges, refused, figures, redis_ms)
+        if status == b"moved" or (status == b"epoch" and await expected.confirms(refused[0].decode())):
+            continue
+        raise _refusal(status)
+    raise CountersUnavailable
+
+
+async def look(caller: Caller) -> list[Standing]:
+    """How the limits of all of a caller's calls stand; sets nothing aside.
+
+    For what needs a good key and no room. Raises as ``reserve`` does, but for
+    the limits themselves.
+    """
+    limits = await limits_for(caller)
+    applying = limits.of_call("", "")
+    charges = (FREE,) * len(applying)
+    for _ in range(ATTEMPTS):
+        counters = tuple(limit.counter(clock.now_ms()) for limit in applying)
+        request_id = str(new_id())
+        keys = [hold_key(request_id), HOLDS, EPOCH, GENERATIONS, SETTLED, DRAINED, CLOCK]
+        keys += [counter.key for counter in counters]
+        terms = _terms(caller, applying, counters, charges)
+        try:
+            reply = await run(RESERVE, keys, request_id, b"", orjson.dumps(terms))
+        except RedisError as exc:
+            raise CountersUnavailable from exc
+        status, _, redis_ms, _, _, seen, figures = reply
+        clock.learn(redis_ms)
+        if status == b"seen":
+            return _standing(applying, counters, figures, redis_ms)
+        if status == b"moved" or (status == b"epoch" and await expected.confirms(seen[0].decode())):
+            continue
+        raise _refusal(status)
+    raise CountersUnavailable
+
+
+def _refusal(status: bytes) -> Exception:
+    if status == b"stale":
+        return StaleCaller()
+    if status == b"expired":
+        return KeyNoLongerValid()
+    if status == b"backlog":
+        return BacklogFull()
+    # The counters are not marked, the clock of Redis went back, or the request id was used before.
+    logger.warning("nothing is admitted: reserve says %s", status.decode())
+    return CountersUnavailable()
+
+
+async def _run_reserve(
+    caller: Caller,
+    demand: Demand,
+    limits: tuple[Limit, ...],
+    counters: tuple[Counter, ...],
+    charges: tuple[Charge, ...],
+    price: PinnedPrice | None,
+    call: bytes,
+) -> Any:
+    request_id = str(demand.request_id)
+    keys = [hold_key(request_id), HOLDS, EPOCH, GENERATIONS, SETTLED, DRAINED, CLOCK]
+    keys += [counter.key for counter in counters]
+    terms = _terms(caller, limits, counters, charges) | {
+        "lease_ms": settings.LEASE_SECONDS * 1000,
+        "output": demand.output_tokens,
+        "least": demand.least_output,
+    }
+    try:
+        reply = await run(RESERVE, keys, request_id, call, orjson.dumps(terms))
+    except ResponseError as exc:
+        # Redis said no, as when its memory is full: nothing was written.
+        logger.warning("reserve failed: %s", exc)
+        raise CountersUnavailable from exc
+    except (RedisError, asyncio.CancelledError) as exc:
+        # The hold may have been written all the same, and nobody will use it.
+        _take_back(
+            settlement(
+                request_id=request_id, mode="void", call=call, counters=counters, price=price,
+                input_bound=0, output_cap=0, admitted_ms=int(clock.now_ms()), usage=None,
+                outcome="void", status=503, moments=Moments(),
+            )
+        )  # fmt: skip
+        if isinstance(exc, asyncio.CancelledError):
+            raise
+        raise CountersUnavailable from exc
+    if reply[1].decode() != request_id:
+        logger.critical("Redis answered request %s with the reply of another", request_id)
+        raise CountersUnavailable
+    return reply
+
+
+def _terms(
+    caller: Caller, limits: tuple[Limit, ...], counters: tuple[Counter, ...], charges: tuple[Charge, ...]
+) -> dict[str, Any]:
+    """What ``reserve.lua`` has to know of a caller and its counters; without more, it only looks."""
+    return {
+        "epoch": expected.epoch,
+        "tenant": caller.tenant_id.hex,
+        "tenant_generation": caller.tenant_generation,
+        "platform_generation": caller.platform_generation,
+        "expires_ms": caller.expires_at_ms or False,
+        "backlog": settings.MAX_BACKLOG,
+        "counters": [
+            (
+                limit.kind,
+                False if limit.limit is None else limit.limit,
+                limit.hard,
+                *cost,
+                False if counter.start is None else counter.start * 1000,
+                False if counter.end is None else counter.end * 1000,
+                counter.expires,
+            )
+            for limit, counter, cost in zip(limits, counters, charges, strict=True)
+        ],
+    }
+
+
+def _facts(caller: Caller, demand: Demand, counters: tuple[Counter, ...], price: PinnedPrice | None) -> bytes:
+    """What the ledger has to know of a call, as JSON."""
+    return orjson.dumps(
+        {
+            "request_id": demand.request_id,
+            "tenant_id": caller.tenant_id,
+            "tenant": caller.tenant,
+            "team_id": caller.team_id,
+            "team": caller.team,
+            "member_id": caller.member_id,
+            "member": caller.member,
+            "key_id": caller.key_id,
+            "key": caller.key,
+            "time_zone": caller.time_zone,
+            "model": demand.model,
+            "upstream": demand.upstream,
+            "route": demand.route,
+            "operation": demand.operation,
+            "dialect": demand.dialect,
+            "stream": demand.stream,
+            "input_bound": demand.input_tokens,
+            "price": None if price is None else (price.id, price.input, price.cached, price.output),
+            "counters": [counter.as_list() for counter in counters],
+        }
+    )
+
+
+def _limit_reached(
+    demand: Demand,
+    limits: tuple[Limit, ...],
+    counters: tuple[Counter, ...],
+    charges: tuple[Charge, ...],
+    refused: list[int],
+    figures: list[int],
+    now_ms: int,
+) -> LimitReached:
+    """The refusal of the limit that has to be waited for longest; sooner, another one would refuse."""
+    waits: dict[int, float | None] = {}
+    for number in refused:
+        limit, counter = limits[number - 1], counters[number - 1]
+        least = charges[number - 1].amount(demand.least_output)
+        wait_ms = figures[3 * number - 1]
+        if limit.limit is None or least > limit.limit:
+            waits[number] = None
+        elif limit.kind == "leases":
+            waits[number] = CONCURRENCY_RETRY_SECONDS
+        elif limit.kind == "rate":
+            waits[number] = None if wait_ms < 0 else wait_ms / 1000
+        else:
+            waits[number] = None if counter.end is None else counter.end - now_ms / 1000
+    longest = max(waits, key=lambda number: float("inf") if (wait := waits[number]) is None else wait)
+    kinds: dict[str, type[LimitReached]] = {
+        "budget": BudgetExhausted,
+        "rate": RateLimited,
+        "leases": ConcurrencyLimited,
+    }
+    first = [longest, *(number for number in refused if number != longest)]
+    standing = _standing(limits, counters, figures, now_ms, first)
+    return kinds[limits[longest - 1].kind](standing, waits[longest])
+
+
+def _standing(
+    limits: tuple[Limit, ...],
+    counters: tuple[Counter, ...],
+    figures: list[int],
+    now_ms: int,
+    first: Sequence[int] = (),
+) -> list[Standing]:
+    """How the limits that may refuse stand, those numbered in ``first`` (from 1 on) before the others."""
+    every: Sequence[int] = range(1, len(limits) + 1)
+    standing = []
+    for number in [*first, *(number for number in every if number not in first)] if first else every:
+        limit, counter = limits[number - 1], counters[number - 1]
+        if limit.limit is None or not limit.hard:
+            continue
+        reset: float | None = None
+        length: int | None = None
+        if limit.kind == "budget":
+            if counter.end is not None and counter.start is not None:
+                reset, length = max(0.0, counter.end - now_ms / 1000), counter.end - counter.start
+        elif limit.kind == "rate":
+            wait_ms = figures[3 * number - 1]
+            reset, length = (None if wait_ms < 0 else wait_ms / 1000), 60
+        remaining = limit.limit - figures[3 * number - 3] - figures[3 * number - 2]
+        standing.append(
+            Standing(
+                limit.name, limit.scope, limit.unit, limit.limit, remaining, reset, limit.window, length
+            )
+        )  # fmt: skip
+    return standing
+
+
+async def settle(reservation: Reservation, usage: Usage, outcome: str, moments: Moments, status: int) -> None:
+    """Book what an admitted call used, once; it may not be asked twice, and need not.
+
+    ``outcome`` says how the call ended, ``status`` what the client was told.
+    Never raises: what Redis cannot take now is kept in PostgreSQL or on disk,
+    and booked as soon as Redis can. Takes two seconds at most.
+    """
+    await _end(reservation, usage, outcome, moments, status)
+
+
+async def release(
+    reservation: Reservation, outcome: str, status: int, moments: Moments | None = None
+) -> None:
+    """Give the room of a call back on which no model worked: it counts nothing, and has its entry.
+
+    Never raises, as ``settle``.
+    """
+    await _end(reservation, None, outcome, moments or Moments(), status)
+
+
+async def _end(
+    reservation: Reservation, usage: Usage | None, outcome: str, moments: Moments, status: int
+) -> None:
+    if reservation.ended:
+        return
+    reservation.ended = True
+    end = settlement(
+        request_id=str(reservation.request_id),
+        mode="settle",
+        call=reservation.call,
+        counters=reservation.counters,
+        price=reservation.price,
+        input_bound=reservation.demand.input_tokens,
+        output_cap=reservation.output_cap,
+        admitted_ms=reservation.admitted_at_ms,
+        usage=usage,
+        outcome=outcome,
+        status=status,
+        moments=moments,
+    )
+    _remember(end)
+    try:
+        await _book(end)
+    except asyncio.CancelledError:
+        # Nobody knows how far it came; a repeat books it once.
+        _in_background(_book(end))
+        raise
+
+
+async def _book(end: Settlement) -> None:
+    """Book a settlement in Redis, else keep it. Never raises."""
+    for _ in range(SETTLE_ATTEMPTS):
+        try:
+            await end.book()
+        except RedisError as exc:
+            trouble = exc
+        else:
+            return
+    logger.warning("Redis cannot take the settlement of %s: %s", end.request_id, trouble)
+    try:
+        async with asyncio.timeout(SPOOL_SECONDS):
+            await sync_to_async(spool.keep_in_database, thread_sensitive=False)(end)
+    except Exception as exc:  # noqa: BLE001, whatever keeps PostgreSQL from it, the disk is left
+        logger.warning("PostgreSQL cannot take it either: %s", exc)
+        spool.keep_on_disk(end)
+
+
+_recent: deque[tuple[float, Settlement]] = deque(maxlen=MOST_RECENT)
+
+
+def _remember(end: Settlement) -> None:
+    now = time.monotonic()
+    _recent.append((now, end))
+    while _recent[0][0] < now - RECENT_SECONDS:
+        _recent.popleft()
+
+
+async def book_recent_again() -> int:
+    """Send what was settled in the last minute once more, because Redis has lost its data.
+
+    Returns how many. What the ledger has already is not booked a second time.
+    Raises ``RedisError``; a repeat sends all of them again.
+    """
+    since = time.monotonic() - RECENT_SECONDS
+    recent = [end for at, end in _recent if at >= since]
+    for start in range(0, len(recent), BATCH):
+        await asyncio.gather(*(end.book() for end in recent[start : start + BATCH]))
+    return len(recent)
+
+
+_background: set[asyncio.Task[None]] = set()
+
+
+def _in_background(work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.get_running_loop().create_task(work)
+    _background.add(task)
+    task.add_done_callback(_background.discard)
+
+
+async def finish() -> None:
+    """Wait for the bookings that go on in the background; a process calls this before it ends."""
+    running = [task for task in _background if task.get_loop() is asyncio.get_running_loop()]
+    if running:
+        await asyncio.wait(running, timeout=SPOOL_SECONDS + 2 * settings.REDIS_TIMEOUT_SECONDS)
+
+
+def _take_back(void: Settlement) -> None:
+    """Take back, in the background, a reserve whose answer was lost.
+
+    Past the last attempt, and past the most at one time, it is left to the sweep.
+    """
+    if len(_background) < MOST_VOIDS:
+        _in_background(_void(void))
+
+
+async def _void(void: Settlement) -> None:
+    for pause in VOID_PAUSES:
+        await asyncio.sleep(pause)
+        try:
+            await void.book()
+        except RedisError:
+            continue
+        return

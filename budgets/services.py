@@ -1,0 +1,192 @@
+"""What is done to budgets, rate limits and prices: each function is one transaction and its audit event."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, TypeVar
+
+from django.db import transaction
+from django.utils.timezone import now
+
+from audit.recording import record
+from budgets.models import Budget, Price, RateLimit, ScopedRow
+from keys.models import ApiKey
+from tenants import generations
+from tenants.models import Member, Team, Tenant
+
+Row = TypeVar("Row", bound=ScopedRow)
+
+
+@transaction.atomic
+def set_budget(
+    *,
+    scope: str,
+    unit: str,
+    period: str,
+    limit: int | None,
+    actor: str,
+    tenant: Tenant | None = None,
+    team: Team | None = None,
+    member: Member | None = None,
+    key: ApiKey | None = None,
+    model: str = "",
+    upstream: str = "",
+    seconds: int | None = None,
+    shadow: bool = False,
+) -> Budget:
+    """Give a scope a budget, or its budget of this unit and period another limit; returns it.
+
+    ``limit`` None: no limit, only counted. The tenant of a team, member or key
+    need not be named. What was used stays used, under a new limit too. Raises
+    ``ValidationError`` for values a budget cannot have.
+    """
+    whose = _whose(scope, tenant, team, member, key, model, upstream)
+    identity = whose | {"unit": unit, "period": period, "seconds": seconds, "shadow": shadow}
+    return _set(Budget, identity, limit, actor)
+
+
+@transaction.atomic
+def remove_budget(*, budget: Budget, actor: str) -> None:
+    """Remove a budget. What it counted stays in the ledger; a new one counts from nothing."""
+    _remove(budget, actor)
+
+
+@transaction.atomic
+def set_rate_limit(
+    *,
+    scope: str,
+    measure: str,
+    limit: int | None,
+    actor: str,
+    tenant: Tenant | None = None,
+    team: Team | None = None,
+    member: Member | None = None,
+    key: ApiKey | None = None,
+    model: str = "",
+    upstream: str = "",
+) -> RateLimit:
+    """Give a scope a rate limit, or its rate limit of this measure another number; returns it.
+
+    ``limit`` and the errors are as with ``set_budget``.
+    """
+    whose = _whose(scope, tenant, team, member, key, model, upstream)
+    return _set(RateLimit, whose | {"measure": measure}, limit, actor)
+
+
+@transaction.atomic
+def remove_rate_limit(*, rate_limit: RateLimit, actor: str) -> None:
+    """Remove a rate limit."""
+    _remove(rate_limit, actor)
+
+
+@transaction.atomic
+def set_price(
+    *,
+    model: str,
+    actor: str,
+    tenant: Tenant | None = None,
+    input_price: int = 0,
+    cached_price: int | None = None,
+    output_price: int = 0,
+    starts_at: datetime | None = None,
+    free: bool = False,
+) -> Price:
+    """Set what a million tokens of ``model`` cost from ``starts_at`` (now) on, in micro-USD; returns it.
+
+    Without ``cached_price``, cached input costs what other input does. A price
+    that started at the same moment is replaced. Raises ``ValidationError`` for
+    values a price cannot have.
+    """
+    figures: dict[str, Any] = {
+        "input_price": input_price,
+        "cached_price": input_price if cached_price is None else cached_price,
+        "output_price": output_price,
+        "free": free,
+    }
+    starts_at = starts_at or now()
+    row = Price.objects.select_for_update().filter(model=model, tenant=tenant, starts_at=starts_at).first()
+    price = row or Price(model=model, tenant=tenant, starts_at=starts_at)
+    for name, value in figures.items():
+        setattr(price, name, value)
+    price.full_clean()
+    price.save()
+    record(
+        action="price.set",
+        actor=actor,
+        subject=str(price.pk),
+        tenant_id=price.tenant_id,
+        model=model,
+        starts_at=starts_at,
+        **figures,
+    )
+    transaction.on_commit(generations.project_quietly)
+    return price
+
+
+@transaction.atomic
+def remove_price(*, price: Price, actor: str) -> None:
+    """Remove a price. Calls that were admitted with it keep their cost."""
+    subject, tenant_id = str(price.pk), price.tenant_id
+    price.delete()
+    record(
+        action="price.removed",
+        actor=actor,
+        subject=subject,
+        tenant_id=tenant_id,
+        model=price.model,
+        starts_at=price.starts_at,
+    )
+    transaction.on_commit(generations.project_quietly)
+
+
+def _whose(
+    scope: str,
+    tenant: Tenant | None,
+    team: Team | None,
+    member: Member | None,
+    key: ApiKey | None,
+    model: str,
+    upstream: str,
+) -> dict[str, Any]:
+    """The columns that say whose calls a row counts."""
+    part = key or member or team
+    return {
+        "scope": scope,
+        "tenant": tenant if part is None else part.tenant,
+        "team": team,
+        "member": member,
+        "key": key,
+        "model": model,
+        "upstream": upstream,
+    }
+
+
+def _set(kind: type[Row], identity: dict[str, Any], limit: int | None, actor: str) -> Row:
+    rows = kind._default_manager  # noqa: SLF001, the manager of whichever model it is
+    row = rows.select_for_update().filter(**identity).first()
+    before = None if row is None else row.limit
+    row = row or kind(**identity)
+    row.limit = limit
+    row.full_clean()
+    row.save()
+    _record(row, "set", actor, before=before, limit=limit)
+    return row
+
+
+def _remove(row: ScopedRow, actor: str) -> None:
+    _record(row, "removed", actor, limit=row.limit)
+    row.delete()
+
+
+def _record(row: ScopedRow, what: str, actor: str, **details: Any) -> None:
+    """Tell the audit of a change, and every process once it is committed."""
+    thing = "budget" if isinstance(row, Budget) else "rate_limit"
+    record(
+        action=f"{thing}.{what}",
+        actor=actor,
+        subject=str(row.pk),
+        tenant_id=row.tenant_id,
+        what=str(row),
+        **details,
+    )
+    transaction.on_commit(generations.project_quietly)

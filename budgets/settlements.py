@@ -1,0 +1,130 @@
+"""How a call ended, ready to be booked: by whoever admitted it, the spool, or the sweep.
+
+A settlement is two JSON texts. ``call`` is what was known when the call was
+admitted, kept in its hold and sent along again; ``end`` is how it ended. The
+ledger is written from these two and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+
+from budgets.charges import NOTHING, Usage, used, within
+from budgets.counters import HOLDS, SETTLE, SETTLED, STOPS, USAGE, Counter, hold_key, run, run_now
+from budgets.pricing import PinnedPrice
+
+# How long a repeat still finds that the call has ended.
+MARK_SECONDS = 2 * 3600
+MARK_OF_VOID_SECONDS = 300
+
+Mode = Literal["settle", "sweep", "void"]
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Milliseconds since 1970 at which the upstream was called and its first byte came; None: never."""
+
+    started_ms: int | None = None
+    first_byte_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """One call's end and the counters it changes, in the order in which its hold names them."""
+
+    request_id: str
+    mode: Mode
+    call: bytes
+    end: bytes
+    admitted_ms: int
+    counters: tuple[Counter, ...]
+    amounts: tuple[int, ...]
+
+    async def book(self) -> str:
+        """Book it; returns what the script says. A repeat changes nothing. Raises ``RedisError``."""
+        answer: bytes = await run(SETTLE, self._keys(), *self._arguments())
+        return answer.decode()
+
+    def book_now(self) -> str:
+        """``book`` for code that may block."""
+        answer: bytes = run_now(SETTLE, self._keys(), *self._arguments())
+        return answer.decode()
+
+    def _keys(self) -> list[str]:
+        keys = [hold_key(self.request_id), HOLDS, USAGE, SETTLED, STOPS]
+        return keys + [counter.key for counter in self.counters]
+
+    def _arguments(self) -> list[Any]:
+        terms = {
+            "admitted_ms": self.admitted_ms,
+            "kept_s": MARK_OF_VOID_SECONDS if self.mode == "void" else MARK_SECONDS,
+            "counters": [
+                (counter.kind, amount, counter.expires)
+                for counter, amount in zip(self.counters, self.amounts, strict=True)
+            ],
+        }
+        return [self.request_id, self.mode, self.call, self.end, orjson.dumps(terms)]
+
+    def as_json(self) -> dict[str, Any]:
+        """For the spool; ``from_json`` reads it back."""
+        return {"mode": self.mode, "call": self.call.decode(), "end": self.end.decode()}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Settlement:
+        """Raises ``ValueError``, ``KeyError`` or ``TypeError`` for what ``as_json`` has not written."""
+        call, end = orjson.loads(stored["call"]), orjson.loads(stored["end"])
+        return cls(
+            request_id=call["request_id"],
+            mode=stored["mode"],
+            call=stored["call"].encode(),
+            end=stored["end"].encode(),
+            admitted_ms=end["admitted_ms"],
+            counters=tuple(Counter(*fields) for fields in call["counters"]),
+            amounts=tuple(end["amounts"]),
+        )
+
+
+def settlement(
+    *,
+    request_id: str,
+    mode: Mode,
+    call: bytes,
+    counters: Iterable[Counter],
+    price: PinnedPrice | None,
+    input_bound: int,
+    output_cap: int,
+    admitted_ms: int,
+    usage: Usage | None,
+    outcome: str,
+    status: int,
+    moments: Moments,
+) -> Settlement:
+    """The settlement of a call that used ``usage``; None: no model worked on it, and nothing is counted."""
+    spent = NOTHING if usage is None else within(usage, input_bound, output_cap)
+    worked = usage is not None
+    counters = tuple(counters)
+    amounts = tuple(used(counter.unit, spent, price, worked=worked) for counter in counters)
+    end = {
+        "outcome": outcome,
+        "status": status,
+        "requests": int(worked),
+        "input_tokens": spent.input_tokens,
+        "cached_tokens": spent.cached_tokens,
+        "output_tokens": spent.output_tokens,
+        "thinking_tokens": spent.thinking_tokens,
+        "load_ns": spent.load_ns,
+        "prompt_ns": spent.prompt_ns,
+        "output_ns": spent.output_ns,
+        "gpu_ms": spent.gpu_ms,
+        "cost_micro_usd": used("micro_usd", spent, price, worked=worked),
+        "exact": spent.exact,
+        "admitted_ms": admitted_ms,
+        "started_ms": moments.started_ms,
+        "first_byte_ms": moments.first_byte_ms,
+        "amounts": amounts,
+    }
+    return Settlement(request_id, mode, call, orjson.dumps(end), admitted_ms, counters, amounts)

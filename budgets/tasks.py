@@ -1,0 +1,32 @@
+"""What the worker does again and again; each may be run twice at once, or late."""
+
+from __future__ import annotations
+
+from celery import shared_task
+
+from budgets import ledger, rebuild, spool, sweeping
+
+
+@shared_task(ignore_result=True)
+def drain() -> None:
+    """Move usage records into the ledger; every second."""
+    ledger.drain()
+
+
+@shared_task(ignore_result=True)
+def settle_leftovers() -> None:
+    """Book what waits in the spool, then calls whose process died; every few seconds."""
+    spool.replay()
+    sweeping.sweep()
+
+
+@shared_task(ignore_result=True)
+def ensure_epoch() -> None:
+    """Rebuild the counters if Redis has lost them; every few seconds."""
+    rebuild.ensure_epoch()
+
+
+@shared_task(ignore_result=True)
+def trim() -> None:
+    """Forget old records that the ledger has; every few minutes."""
+    ledger.trim()

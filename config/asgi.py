@@ -1,0 +1,77 @@
+"""The whole gateway as one plain ASGI application.
+
+``manage.py serve`` runs it; so does any other server of ASGI 3.
+"""
+
+from __future__ import annotations
+
+import os
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+site = get_asgi_application()
+
+# These need the applications that the line above has loaded.
+from budgets import refusals, spool  # noqa: E402
+from config import health  # noqa: E402
+from config.background import background  # noqa: E402
+from proxy import running, upstream  # noqa: E402
+from proxy.catalog import catalog  # noqa: E402
+from proxy.handler import ProxyHandler, Receive, Scope, Send  # noqa: E402
+from tenants import generations  # noqa: E402
+
+doors = ProxyHandler()
+
+background.add("models", catalog.keep_fresh)
+background.add("generations", generations.listen)
+background.add("running calls", running.watch)
+background.add("spool", spool.keep_replaying)
+background.add_last("settlements", running.all_settled)
+background.add_last("refusals", refusals.notes.flush)
+background.add_last("connections to upstreams", upstream.close)
+
+# Whatever begins like one of the doors for programs is answered as they
+# answer, in JSON and without redirects, and so is a path that tries to look
+# like something else. The rest is the site's.
+DOORS = ("/v1", "/api", "//", "/./", "/../")
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    """Give the request to the part of us that answers its path."""
+    if scope["type"] == "http":
+        background.start()
+        await _answer(scope, receive, send)
+    elif scope["type"] == "websocket":
+        await _refuse(scope, receive, send)
+    else:
+        await _live(receive, send)
+
+
+async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
+    # A prefix is ours to set (FORCE_SCRIPT_NAME), not a server's or, through it, a client's.
+    scope["root_path"] = ""
+    path = scope["path"]
+    if path.lower().startswith(DOORS) or path == "/":
+        await doors(scope, receive, send)
+    elif path in ("/livez", "/readyz"):
+        await health.answer(scope, send)
+    else:
+        await site(scope, receive, send)
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    """Nobody takes WebSockets yet: closing one before it is accepted makes the server answer 403."""
+    await receive()
+    await send({"type": "websocket.close", "code": 4403})
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    """Follow the server's own start and stop."""
+    await receive()
+    background.start()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    health.readiness.draining = True
+    await background.stop()
+    await send({"type": "lifespan.shutdown.complete"})

@@ -1,0 +1,42 @@
+"""The Celery application, and when each recurring task runs.
+
+Every task is safe to run twice and at the same time, so nothing here has to
+promise once: results are ignored, and a tick that waited longer than its own
+interval expires, because the next one does its work.
+"""
+
+import os
+
+from celery import Celery
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+
+# Seconds between two runs.
+EVERY = {
+    "budgets.tasks.drain": 1.0,
+    "budgets.tasks.settle_leftovers": 5.0,
+    "budgets.tasks.ensure_epoch": 5.0,
+    "budgets.tasks.trim": 300.0,
+}
+
+app = Celery("tollgate")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.conf.update(
+    imports=["budgets.tasks"],
+    accept_content=["json"],
+    task_serializer="json",
+    task_ignore_result=True,
+    enable_utc=True,
+    timezone="UTC",
+    broker_connection_retry_on_startup=True,
+    # Its keys lie beside the counters.
+    broker_transport_options={"global_keyprefix": "celery:"},
+    # A worker takes one task at a time, so that none waits behind a slow one while another worker is idle.
+    worker_prefetch_multiplier=1,
+    # Nothing here is so rare that beat would have to remember over a restart when it ran last.
+    beat_scheduler="celery.beat:Scheduler",
+    beat_schedule={
+        task: {"task": task, "schedule": seconds, "options": {"expires": seconds}}
+        for task, seconds in EVERY.items()
+    },
+)

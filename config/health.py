@@ -1,0 +1,119 @@
+"""``/livez``: this process runs. ``/readyz``: it may be sent requests.
+
+What readiness asks of others is asked at most once a second, whoever asks, and
+in a thread: neither a flood of probes nor a hanging database costs a request
+anything. Upstream is not asked: without it the answers are still ours to give.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import orjson
+from django.db import connection
+
+from budgets.counters import EPOCH
+from budgets.epochs import expected
+from budgets.exceptions import CountersUnavailable
+from proxy.handler import Scope, Send
+from tenants.redis import redis_async
+
+logger = logging.getLogger(__name__)
+
+GOOD_FOR_SECONDS = 1.0
+PATIENCE_SECONDS = 2.0
+
+
+class Part:
+    """Something that this process cannot do without; ``ask`` raises when it is not well."""
+
+    def __init__(self, name: str, ask: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        self.name = name
+        self._ask = ask
+        self._asking: asyncio.Task[object] | None = None
+        self._asked_at = 0.0
+
+    async def is_well(self) -> bool:
+        """The answer of this second; one that takes longer than ``PATIENCE_SECONDS`` is no."""
+        asking = self._asking
+        known = asking is not None and asking.get_loop() is asyncio.get_running_loop()
+        # One that hangs is not asked again beside it: each would hold one more thread.
+        if (
+            asking is None
+            or not known
+            or (asking.done() and time.monotonic() - self._asked_at > GOOD_FOR_SECONDS)
+        ):
+            self._asked_at = time.monotonic()
+            asking = self._asking = asyncio.create_task(self._ask())
+        await asyncio.wait({asking}, timeout=PATIENCE_SECONDS)
+        if not asking.done():
+            return False
+        if (error := asking.exception()) is not None:
+            logger.warning("not ready: %s: %s", self.name, error)
+        return error is None
+
+
+class Readiness:
+    """What keeps this process from being sent requests; ``draining`` is set by the server."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self._parts = [Part("database", _ask_database), Part("counters", _ask_counters)]
+
+    async def failing(self) -> list[str]:
+        """Names of the parts that are not well; none when this process may be sent requests."""
+        if self.draining:
+            return ["draining"]
+        well = await asyncio.gather(*(part.is_well() for part in self._parts))
+        return [part.name for part, is_well in zip(self._parts, well, strict=True) if not is_well]
+
+
+async def _ask_database() -> None:
+    await asyncio.to_thread(_select_one)
+
+
+def _select_one() -> None:
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    finally:
+        connection.close()
+
+
+async def _ask_counters() -> None:
+    """Raises unless Redis answers, and with the counters that belong to our ledger."""
+    mark = await redis_async().call("GET", EPOCH)
+    if not await expected.confirms((mark or b"").decode()):
+        raise CountersUnavailable
+
+
+readiness = Readiness()
+
+
+async def answer(scope: Scope, send: Send) -> None:
+    """Answer a probe: 200 or 503, and the names of the failing parts, never why they fail."""
+    if scope["method"] not in ("GET", "HEAD"):
+        await _send(send, 405, {"status": "method not allowed"})
+    elif scope["path"] == "/livez":
+        await _send(send, 200, {"status": "ok"})
+    else:
+        failing = await readiness.failing()
+        if failing:
+            await _send(send, 503, {"status": "not ready", "failing": failing})
+        else:
+            await _send(send, 200, {"status": "ok"})
+
+
+async def _send(send: Send, status: int, content: dict[str, object]) -> None:
+    body = orjson.dumps(content)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,150 @@
+"""Settings of the whole project, read from the environment.
+
+Every variable read here is explained in ``docs/settings.md``; a test compares
+the two. Nothing else in the project reads the environment.
+"""
+
+from pathlib import Path
+
+import environ
+
+env = environ.Env()  # type: ignore[no-untyped-call]  # the library has no types
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+VERSION = "0.1.0"
+
+# Django
+
+SECRET_KEY: str = env.str("SECRET_KEY")
+DEBUG: bool = env.bool("DEBUG", default=False)
+ALLOWED_HOSTS: list[str] = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
+# Behind a proxy that ends TLS a browser tells an origin that we cannot see: https, and the name.
+CSRF_TRUSTED_ORIGINS: list[str] = env.list("CSRF_TRUSTED_ORIGINS", default=[])
+
+INSTALLED_APPS = [
+    "config",
+    "proxy",
+    "budgets",
+    "keys",
+    "tenants",
+    "audit",
+    "daphne",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.postgres",
+    "channels",
+    "rest_framework",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "config.urls"
+ASGI_APPLICATION = "config.asgi.application"
+AUTH_USER_MODEL = "tenants.User"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
+]
+
+TIME_ZONE = "UTC"
+USE_TZ = True
+LANGUAGE_CODE = "en"
+STATIC_URL = "/static/"
+# Pages are served with the files as they lie in the apps; nothing has to be collected.
+WHITENOISE_USE_FINDERS = True
+
+# PostgreSQL and Redis
+
+DATABASES = {
+    "default": {
+        **env.db("DATABASE_URL"),
+        # One bounded pool per process; a persistent connection per thread leaks under ASGI.
+        "CONN_MAX_AGE": 0,
+        # A connection that broke while it lay in the pool is replaced, not handed out.
+        "CONN_HEALTH_CHECKS": True,
+        "OPTIONS": {
+            "pool": {"min_size": 0, "max_size": env.int("DATABASE_POOL_SIZE", default=8), "timeout": 5}
+        },
+    }
+}
+
+REDIS_URL: str = env.str("REDIS_URL")
+CACHES = {
+    "default": {
+        "BACKEND": "django_redis.cache.RedisCache",
+        "LOCATION": REDIS_URL,
+        # Whoever waits for Redis in a thread or a command gives up in the end. Blocking reads ask for less.
+        "OPTIONS": {"SOCKET_CONNECT_TIMEOUT": 2, "SOCKET_TIMEOUT": 5},
+    }
+}
+CHANNEL_LAYERS = {
+    "default": {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": {"hosts": [REDIS_URL]}}
+}
+
+CELERY_BROKER_URL: str = env.str("CELERY_BROKER_URL", default=REDIS_URL)
+
+# Tollgate
+
+# Keeps the digests of secrets useless to whoever has only the database.
+KEY_PEPPER: str = env.str("KEY_PEPPER")
+
+# Requests: what is read from a client.
+MAX_BODY_BYTES: int = env.int("MAX_BODY_BYTES", default=20 * 2**20)
+MAX_OUTPUT_TOKENS: int = env.int("MAX_OUTPUT_TOKENS", default=8192)
+
+# Counters.
+REDIS_TIMEOUT_SECONDS: float = env.float("REDIS_TIMEOUT_SECONDS", default=0.25)
+LEASE_SECONDS: int = env.int("LEASE_SECONDS", default=30)
+HEARTBEAT_SECONDS: float = env.float("HEARTBEAT_SECONDS", default=2)
+MAX_BACKLOG: int = env.int("MAX_BACKLOG", default=100_000)
+SPOOL_DIR = Path(env.str("SPOOL_DIR", default=str(BASE_DIR / ".data" / "spool")))
+
+# Upstreams: how long each part of a call may take, and how long the list of models is good for.
+CATALOG_REFRESH_SECONDS: float = env.float("CATALOG_REFRESH_SECONDS", default=10)
+CATALOG_MAX_AGE_SECONDS: float = env.float("CATALOG_MAX_AGE_SECONDS", default=60)
+UPSTREAM_CONNECT_SECONDS: float = env.float("UPSTREAM_CONNECT_SECONDS", default=5)
+UPSTREAM_FIRST_BYTE_SECONDS: float = env.float("UPSTREAM_FIRST_BYTE_SECONDS", default=600)
+UPSTREAM_SILENCE_SECONDS: float = env.float("UPSTREAM_SILENCE_SECONDS", default=120)
+UPSTREAM_TOTAL_SECONDS: float = env.float("UPSTREAM_TOTAL_SECONDS", default=3600)
+UPSTREAM_MAX_LINE_BYTES: int = env.int("UPSTREAM_MAX_LINE_BYTES", default=8 * 2**20)
+UPSTREAM_MAX_ANSWER_BYTES: int = env.int("UPSTREAM_MAX_ANSWER_BYTES", default=64 * 2**20)
+
+# Server: how long a stop waits for what runs, and how long a client may take for each thing it does.
+DRAIN_SECONDS: float = env.float("DRAIN_SECONDS", default=30)
+CLIENT_HEADER_SECONDS: float = env.float("CLIENT_HEADER_SECONDS", default=15)
+CLIENT_BODY_SECONDS: float = env.float("CLIENT_BODY_SECONDS", default=120)
+CLIENT_STALL_SECONDS: float = env.float("CLIENT_STALL_SECONDS", default=60)
+CLIENT_IDLE_SECONDS: float = env.float("CLIENT_IDLE_SECONDS", default=75)
+SERVE_UVLOOP: bool = env.bool("SERVE_UVLOOP", default=True)

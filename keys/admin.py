@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from django.contrib import admin, messages
+from django.contrib.admin.options import InlineModelAdmin
+from django.db.models import Model, Q, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.utils.timezone import now
+
+from audit.admin import ask_reason
+from keys import services
+from keys.models import ApiKey, KeySecret
+from tenants import generations
+from tenants.forms import WhichModelsForm
+
+
+class KeyForm(WhichModelsForm):
+    silence = "As the tenant says"
+    allow_all_when_silent = None
+
+
+class StateFilter(admin.SimpleListFilter):
+    """Keys that work, and those that no longer do."""
+
+    title = "state"
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: admin.ModelAdmin) -> list[tuple[str, str]]:
+        return [("live", "Live"), ("expired", "Expired"), ("revoked", "Revoked")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
+        match self.value():
+            case "live":
+                return queryset.filter(Q(expires_at=None) | Q(expires_at__gt=now()), revoked_at=None)
+            case "expired":
+                return queryset.filter(expires_at__lte=now(), revoked_at=None)
+            case "revoked":
+                return queryset.exclude(revoked_at=None)
+            case _:
+                return queryset
+
+
+class SecretInline(admin.TabularInline):
+    """What is known of a key's secrets: never the secret, and no digest either."""
+
+    model = KeySecret
+    fields = ["public_id", "created_at", "expires_at"]
+    readonly_fields = ["public_id", "created_at", "expires_at"]
+    extra = 0
+    can_delete = False
+
+    def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(admin.ModelAdmin):
+    """Keys are issued, changed and revoked here. Adding one shows its secret, that one time."""
+
+    form = KeyForm
+    fields = [
+        "tenant",
+        "member",
+        "label",
+        "may_call",
+        "listed",
+        "expires_at",
+        "created_at",
+        "revoked_at",
+        "revoked_reason",
+    ]
+    list_display = ["label", "tenant", "member", "created_at", "expires_at", "revoked_at"]
+    list_select_related = ["tenant", "member__tenant", "member__user"]
+    list_filter = [StateFilter, "created_at", "expires_at"]
+    search_fields = [
+        "label__startswith",
+        "secrets__public_id__exact",
+        "tenant__slug__exact",
+        "member__user__email",
+    ]
+    search_help_text = (
+        "Beginning of a label, a public id (12 characters after tg_), a tenant, or an e-mail address"
+    )
+    autocomplete_fields = ["tenant", "member"]
+    show_full_result_count = False
+    actions = ["revoke"]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
+        never = ["created_at", "revoked_at", "revoked_reason"]
+        return ["tenant", "member", *never] if obj else never
+
+    def get_inlines(self, request: HttpRequest, obj: Model | None) -> list[type[InlineModelAdmin]]:
+        return [SecretInline] if obj else []
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def save_model(self, request: HttpRequest, obj: ApiKey, form: KeyForm, change: bool) -> None:
+        actor = str(request.user)
+        if not change:
+            key, secret = services.issue_key(actor=actor, **form.settings())
+            obj.pk = key.pk
+            # From here to the page and nowhere else: neither session nor messages may hold it.
+            request.issued_secret = secret  # type: ignore[attr-defined]
+        elif changes := form.changes():
+            services.change_key(key=obj, actor=actor, **changes)
+
+    def response_add(
+        self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None
+    ) -> HttpResponse:
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "Key issued",
+            "opts": self.opts,
+            "key": obj,
+            "secret": request.issued_secret,  # type: ignore[attr-defined]
+        }
+        return TemplateResponse(
+            request, "admin/keys/apikey/issued.html", context, headers={"Cache-Control": "no-store"}
+        )
+
+    @admin.action(description="Revoke selected keys", permissions=["change"])
+    def revoke(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> HttpResponse | None:
+        reason = request.POST.get("reason", "").strip()
+        if not reason:
+            return ask_reason(self, request, keys, action="revoke", title="Revoke keys")
+        actor = str(request.user)
+        revoked = sum(services.revoke_key(key=key, actor=actor, reason=reason) for key in keys)
+        done = f"Revoked {revoked} of {len(keys)} keys"
+        if all(generations.in_force(tenant_id) for tenant_id in {key.tenant_id for key in keys}):
+            self.message_user(request, f"{done}; in force.", messages.SUCCESS)
+        else:
+            self.message_user(request, f"{done}; pending, because Redis cannot be reached.", messages.WARNING)
+        return None

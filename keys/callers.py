@@ -1,0 +1,127 @@
+"""Reading a caller: one key and what stands above it, in one look at the database."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from uuid import UUID
+
+from django.db import connection, transaction
+
+from keys.models import KeySecret
+from tenants import generations
+from tenants.models import Tenant
+from tenants.redis import RedisError
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A key and what stands above it, as they were at two generations.
+
+    ``key`` is the label and ``tenant`` the slug; ``team`` and ``member`` are
+    the names, empty where there is none. ``models`` is None where neither key
+    nor tenant says anything. ``expires_at_ms`` is the earlier end of key and
+    secret, in milliseconds since 1970. ``revoked`` is also true when the
+    member's user is disabled.
+    """
+
+    public_id: str
+    digest: str
+    key_id: UUID
+    key: str
+    tenant_id: UUID
+    tenant: str
+    tenant_active: bool
+    team_id: UUID | None
+    team: str
+    member_id: UUID | None
+    member: str
+    time_zone: str
+    week_start: int
+    allow_all_models: bool
+    models: frozenset[str] | None
+    expires_at_ms: int | None
+    revoked: bool
+    tenant_generation: int
+    platform_generation: int
+
+
+def load(public_id: str) -> Caller | None:
+    """The caller with this public id, its generations put into Redis; None if there is no such secret.
+
+    For a thread of its own: gives the thread's database connection back. Raises
+    Django's ``db.Error`` if the database cannot be asked.
+    """
+    try:
+        caller = None
+        for _ in range(ATTEMPTS):
+            caller = _read(public_id)
+            if caller is None or _is_newest(caller):
+                break
+        return caller
+    finally:
+        connection.close()
+
+
+def _is_newest(caller: Caller) -> bool:
+    """Whether nothing changed since ``caller`` was read, as far as Redis can tell."""
+    try:
+        return generations.assure(
+            {
+                generations.subject_of(caller.tenant_id): caller.tenant_generation,
+                generations.PLATFORM: caller.platform_generation,
+            }
+        )
+    except RedisError as exc:
+        # Without Redis nothing is admitted, so an old caller does no harm.
+        logger.warning("the generations of a caller are not in Redis: %s", exc)
+        return True
+
+
+def _read(public_id: str) -> Caller | None:
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            # The rows and the numbers must be of one moment, so both come from one snapshot.
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            cursor.execute("SET LOCAL statement_timeout = '3s'")
+        rows = KeySecret.objects.select_related("key__tenant", "key__member__user", "key__member__team")
+        secret = rows.filter(pk=public_id).first()
+        if secret is None:
+            return None
+        subject = generations.subject_of(secret.key.tenant_id)
+        numbers = generations.numbers_of(subject, generations.PLATFORM)
+    return _caller(secret, numbers[subject], numbers[generations.PLATFORM])
+
+
+def _caller(secret: KeySecret, tenant_generation: int, platform_generation: int) -> Caller:
+    key = secret.key
+    tenant = key.tenant
+    member = key.member
+    team = member.team if member else None
+    models = tenant.models if key.models is None else key.models
+    ends = [int(end.timestamp() * 1000) for end in (key.expires_at, secret.expires_at) if end is not None]
+    return Caller(
+        public_id=secret.public_id,
+        digest=secret.digest,
+        key_id=key.pk,
+        key=key.label,
+        tenant_id=tenant.pk,
+        tenant=tenant.slug,
+        tenant_active=tenant.state == Tenant.State.ACTIVE,
+        team_id=team.pk if team else None,
+        team=team.name if team else "",
+        member_id=member.pk if member else None,
+        member=member.user.username if member else "",
+        time_zone=tenant.time_zone,
+        week_start=tenant.week_start,
+        allow_all_models=tenant.allow_all_models if key.allow_all_models is None else key.allow_all_models,
+        models=None if models is None else frozenset(models),
+        expires_at_ms=min(ends, default=None),
+        revoked=key.revoked_at is not None or (member is not None and not member.user.is_active),
+        tenant_generation=tenant_generation,
+        platform_generation=platform_generation,
+    )

@@ -1,0 +1,59 @@
+import json
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from audit.recording import person_at_the_shell
+from keys import secrets, services
+from tenants.commands import add_model_arguments, member_with, moment, tenant_called, told_plainly
+
+
+class Command(BaseCommand):
+    help = "Issue a key and print its secret, once."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--tenant", required=True, metavar="SLUG", help="the tenant the key belongs to")
+        parser.add_argument("--label", required=True, help="what the key is for, such as nightly-report")
+        parser.add_argument(
+            "--member", metavar="E-MAIL", help="the member it belongs to (default: the tenant itself)"
+        )
+        parser.add_argument(
+            "--expires", metavar="WHEN", help="90d, 12h, a date or a time; without it the key does not expire"
+        )
+        add_model_arguments(parser, "the key")
+        parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        tenant = tenant_called(options["tenant"])
+        member = member_with(options["member"], tenant) if options["member"] else None
+        expires_at = moment(options["expires"], tenant.time_zone) if options["expires"] else None
+        # A list of its own must not be overruled by a tenant that may call everything.
+        allow_all_models = False if options["models"] else (options["all_models"] or None)
+        with told_plainly():
+            key, secret = services.issue_key(
+                tenant=tenant,
+                member=member,
+                label=options["label"],
+                expires_at=expires_at,
+                allow_all_models=allow_all_models,
+                models=options["models"],
+                actor=person_at_the_shell(),
+            )
+        if options["json"]:
+            described = {
+                "key_id": str(key.pk),
+                "public_id": secrets.public_id_of(secret),
+                "secret": secret,
+                "tenant": tenant.slug,
+                "member": member and member.user.email,
+                "label": key.label,
+                "expires_at": expires_at and expires_at.isoformat(),
+                "allow_all_models": key.allow_all_models,
+                "models": key.models,
+            }
+            self.stdout.write(json.dumps(described))
+            return
+        self.stdout.write(
+            f"Issued key {key.label} ({key.pk}) of {tenant.slug}. Its secret is not shown again:"
+        )
+        self.stdout.write(secret)

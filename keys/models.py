@@ -1,0 +1,98 @@
+from django.contrib.postgres.fields import ArrayField
+from django.core.exceptions import ValidationError
+from django.db import models
+from django.db.models import F, Q
+from django.utils.timezone import now
+
+from tenants.ids import new_id
+from tenants.models import Member, Tenant
+
+
+class ApiKey(models.Model):
+    """What a program calls the gateway with: its tenant, its label, what it may call.
+
+    A key without a member belongs to the tenant itself. The secret is shown
+    once, by ``keys.services.issue_key``; see ``KeySecret`` for what is stored.
+
+    What it may call: every installed model if ``allow_all_models``, else those
+    of ``models``; each of the two is the tenant's where the key's is null.
+    """
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="keys")
+    member = models.ForeignKey(Member, on_delete=models.PROTECT, related_name="keys", null=True, blank=True)
+    label = models.CharField(max_length=80, help_text="What the key is for, such as nightly-report.")
+    allow_all_models = models.BooleanField(null=True, blank=True)
+    created_at = models.DateTimeField(default=now, editable=False)
+    expires_at = models.DateTimeField(
+        null=True, blank=True, help_text="From this moment the key is refused. Empty: it never expires."
+    )
+    revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
+    revoked_reason = models.TextField(blank=True, editable=False)
+    # The last field, because from here on the name is no longer Django's module.
+    models = ArrayField(models.TextField(), null=True, blank=True)
+
+    class Meta:
+        ordering = ["-created_at"]
+        constraints = [
+            # A revoked label may be used again; two live keys of one holder may not share one.
+            models.UniqueConstraint(
+                fields=["member", "label"],
+                condition=Q(revoked_at=None),
+                name="keys_apikey_live_label_once_per_member",
+                violation_error_message="The member has another live key with this label.",
+            ),
+            models.UniqueConstraint(
+                fields=["tenant", "label"],
+                condition=Q(revoked_at=None, member=None),
+                name="keys_apikey_live_label_once_per_tenant",
+                violation_error_message="The tenant has another live key with this label.",
+            ),
+            models.CheckConstraint(
+                condition=Q(expires_at=None) | Q(expires_at__gt=F("created_at")),
+                name="keys_apikey_expires_after_creation",
+                violation_error_message="A key cannot expire before it is created.",
+            ),
+            models.CheckConstraint(
+                condition=Q(revoked_reason="") | Q(revoked_at__isnull=False),
+                name="keys_apikey_reason_only_when_revoked",
+            ),
+            # What a row about a key of a tenant may point at with both columns.
+            models.UniqueConstraint(fields=["id", "tenant"], name="keys_apikey_with_its_tenant"),
+        ]
+        indexes = [models.Index(fields=["-created_at"], name="keys_apikey_newest")]
+
+    def __str__(self) -> str:
+        return self.label
+
+    def clean(self) -> None:
+        if self.member is not None and self.member.tenant_id != self.tenant_id:
+            raise ValidationError({"member": "The member belongs to another tenant."})
+
+
+class KeySecret(models.Model):
+    """What is stored of a secret: its public part, by which it is found, and a digest.
+
+    A key has one; while it is being rotated it has two, of which the older one
+    has an ``expires_at``.
+    """
+
+    public_id = models.CharField(primary_key=True, max_length=12, editable=False)
+    key = models.ForeignKey(ApiKey, on_delete=models.CASCADE, related_name="secrets")
+    digest = models.CharField(max_length=64, editable=False)
+    created_at = models.DateTimeField(default=now, editable=False)
+    expires_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-created_at"]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(public_id__regex=r"^[0-9A-Za-z]{12}\Z"), name="keys_keysecret_public_id"
+            ),
+            models.CheckConstraint(
+                condition=Q(digest__regex=r"^[0-9a-f]{64}\Z"), name="keys_keysecret_digest_is_hex"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.public_id

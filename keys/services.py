@@ -1,0 +1,109 @@
+"""What is done to keys: each function is one transaction with its audit event inside."""
+
+from datetime import datetime
+from typing import Any
+
+from django.db import transaction
+from django.utils.timezone import now
+from django.views.decorators.debug import sensitive_variables
+
+from audit.recording import record
+from keys import secrets
+from keys.models import ApiKey, KeySecret
+from tenants import generations
+from tenants.models import Member, Tenant
+
+
+@sensitive_variables("secret")
+@transaction.atomic
+def issue_key(
+    *,
+    tenant: Tenant,
+    label: str,
+    actor: str,
+    member: Member | None = None,
+    expires_at: datetime | None = None,
+    allow_all_models: bool | None = None,
+    models: list[str] | None = None,
+) -> tuple[ApiKey, str]:
+    """Create a key of ``tenant``, or of one of its members, and return it with its secret.
+
+    The secret is not stored, so this is the caller's only chance to show it.
+
+    Raises ``ValidationError`` for values a key cannot have, such as a label
+    that another live key of the same holder has.
+    """
+    key = ApiKey(
+        tenant=tenant,
+        member=member,
+        label=label,
+        expires_at=expires_at,
+        allow_all_models=allow_all_models,
+        models=models,
+    )
+    key.full_clean()
+    key.save(force_insert=True)
+    public_id, secret = secrets.mint()
+    KeySecret.objects.create(public_id=public_id, key=key, digest=secrets.digest(secret))
+    record(
+        action="key.issued",
+        actor=actor,
+        subject=str(key.pk),
+        tenant_id=tenant.pk,
+        label=label,
+        public_id=public_id,
+        member=member and member.pk,
+        expires_at=expires_at,
+        allow_all_models=allow_all_models,
+        models=models,
+    )
+    transaction.on_commit(generations.project_quietly)
+    return key, secret
+
+
+@transaction.atomic
+def change_key(*, key: ApiKey, actor: str, **changes: Any) -> ApiKey:
+    """Give a key another ``label``, ``expires_at``, ``allow_all_models`` or ``models``.
+
+    Returns the key as it is then. Raises ``ValidationError`` for values a key cannot have.
+    """
+    key = ApiKey.objects.select_for_update().get(pk=key.pk)
+    before = {name: getattr(key, name) for name in changes}
+    for name, value in changes.items():
+        setattr(key, name, value)
+    key.full_clean()
+    key.save(update_fields=list(changes))
+    record(
+        action="key.changed",
+        actor=actor,
+        subject=str(key.pk),
+        tenant_id=key.tenant_id,
+        label=key.label,
+        before=before,
+        after=changes,
+    )
+    transaction.on_commit(generations.project_quietly)
+    return key
+
+
+@transaction.atomic
+def revoke_key(*, key: ApiKey, actor: str, reason: str) -> bool:
+    """Revoke ``key`` for good; return False if it was revoked already.
+
+    Once the transaction is committed and ``generations.in_force`` says so for
+    the key's tenant, no process admits a call with it.
+    """
+    revoked = ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(
+        revoked_at=now(), revoked_reason=reason
+    )
+    if revoked:
+        record(
+            action="key.revoked",
+            actor=actor,
+            subject=str(key.pk),
+            tenant_id=key.tenant_id,
+            reason=reason,
+            label=key.label,
+        )
+    transaction.on_commit(generations.project_quietly)
+    return bool(revoked)

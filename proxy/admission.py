@@ -1,0 +1,128 @@
+"""The one place that lets a call through.
+
+Nothing reaches upstream except with the reservation that ``admit`` returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from django.conf import settings
+
+from budgets import refusals
+from budgets.exceptions import CountersUnavailable, StaleCaller
+from budgets.reservations import Demand, Reservation, Standing, look, reserve
+from keys import verification
+from keys.verification import Caller
+from proxy.calls import Call, Route
+from proxy.catalog import Target, catalog
+from proxy.errors import answer_to
+from proxy.exceptions import ModelRefused
+from tenants.exceptions import Refusal
+
+# Bytes of a role's name and the marks around it that a template may add per message.
+MESSAGE_TOKENS = 32
+# A body larger than this is read in a thread, so that running streams go on meanwhile.
+LARGE_BODY_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A call that may run: what, where, and with which room set aside for it."""
+
+    call: Call
+    target: Target
+    reservation: Reservation
+
+
+async def admit(
+    request_id: UUID, headers: Mapping[str, str], route: Route, parse: Callable[[bytes], Call], body: bytes
+) -> Admission:
+    """Ask the ordered questions; return only when every answer is yes.
+
+    Who calls (``InvalidKey``)? What is asked, and is it well formed
+    (``BadRequest``)? May the caller use this model, and is it installed
+    (``ModelRefused``, ``NoModels``)? Is there room in every limit that applies
+    (``BudgetExhausted``, ``RateLimited`` …)? The last one is a single step in
+    Redis, which also knows whether what this process remembers of the key, its
+    tenant and the settings is still true; if not, it is read again, once. A no
+    from memory alone is checked in the same way.
+    """
+    caller = await verification.identify(headers)
+    model = ""
+    try:
+        call = await asyncio.to_thread(parse, body) if len(body) > LARGE_BODY_BYTES else parse(body)
+        model = call.model
+        for _ in range(2):
+            await catalog.catch_up(caller)
+            try:
+                target = catalog.resolve(caller, model)
+                return Admission(call, target, await reserve(caller, _demand(request_id, call, target)))
+            except StaleCaller:
+                caller = await verification.reload(caller.public_id)
+            except ModelRefused:
+                if await verification.is_current(caller):
+                    raise
+                caller = await verification.reload(caller.public_id)
+        raise CountersUnavailable
+    except Refusal as refusal:
+        _note(refusal, request_id, caller, route, model)
+        raise
+
+
+async def recognise(headers: Mapping[str, str]) -> tuple[Caller, list[Standing]]:
+    """The caller of a listing, which needs no room but a good key, and how its limits stand."""
+    caller = await verification.identify(headers)
+    for _ in range(2):
+        await catalog.catch_up(caller)
+        try:
+            return caller, await look(caller)
+        except StaleCaller:
+            caller = await verification.reload(caller.public_id)
+    raise CountersUnavailable
+
+
+def _demand(request_id: UUID, call: Call, target: Target) -> Demand:
+    """The most that a call may need: every byte of a prompt counts as a token.
+
+    Of a prompt beyond the model's context Ollama drops the beginning, so that
+    bounds it too; the texts of an embedding are read one by one.
+    """
+    generates = call.route.operation != "embedding"
+    wish = settings.MAX_OUTPUT_TOKENS if call.output_wish is None else call.output_wish
+    prompt = call.input_bytes + call.messages * MESSAGE_TOKENS + target.model.overhead_tokens
+    context = target.model.context_tokens
+    return Demand(
+        request_id=request_id,
+        route=call.route.path,
+        dialect=call.route.dialect.value,
+        operation=call.route.operation,
+        stream=call.stream,
+        model=target.model.name,
+        upstream=target.upstream,
+        input_tokens=min(prompt, context) if generates and context is not None else prompt,
+        output_tokens=min(wish, settings.MAX_OUTPUT_TOKENS) if generates else 0,
+        least_output=1 if generates else 0,
+    )
+
+
+def _note(refusal: Refusal, request_id: UUID, caller: Caller, route: Route, model: str) -> None:
+    """Leave a request event, so that people can be told why their call was refused."""
+    answer = answer_to(refusal)
+    refusals.note(
+        {
+            "request_id": request_id.hex,
+            "tenant_id": caller.tenant_id.hex,
+            "tenant": caller.tenant,
+            "key_id": caller.key_id.hex,
+            "key": caller.key,
+            "route": route.path,
+            "dialect": route.dialect.value,
+            "model": model,
+            "status": answer.status,
+            "refusal": answer.code,
+        }
+    )

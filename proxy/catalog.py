@@ -1,0 +1,356 @@
+"""Which models are installed where, and which of them a caller may use.
+
+Every web process polls: whoever takes an upstream's turn asks it for its models
+and puts the answer into Redis, where it lives for ``CATALOG_MAX_AGE_SECONDS``;
+every process copies what is there. A set that is empty or too old refuses every
+call. Names are compared in their canonical form only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+import httpx
+import orjson
+from django.conf import settings
+from django.db import Error as DatabaseError
+from django.db import connection
+
+from budgets.single_flight import SingleFlight
+from keys.verification import Caller
+from proxy import upstream
+from proxy.dialects.ollama import redact_entry, redact_loaded, redact_show
+from proxy.exceptions import BadRequest, CloudModelRefused, ModelRefused, NoModels, UpstreamFailed
+from proxy.models import ModelAlias, Upstream
+from proxy.names import canonical
+from tenants.exceptions import Refusal
+from tenants.redis import RedisError, partition_of, redis_async
+
+logger = logging.getLogger(__name__)
+
+# Tokens that a model's own renderer may add to any prompt, on top of its template and system text.
+RENDERER_TOKENS = 256
+# How often a process with nothing to offer looks again, in seconds.
+IMPATIENCE_SECONDS = 0.5
+# Descriptions asked of one upstream at the same time.
+DESCRIBED_AT_ONCE = 4
+# How long an answer of /api/ps is good for: however many ask us, upstream is asked once.
+LOADED_SECONDS = 1.0
+# How long a call waits for the rows of upstreams and aliases.
+READ_SECONDS = 3.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Installed:
+    """One model on one or more upstreams, as they describe it.
+
+    ``entry`` and ``shown`` are what ``/api/tags`` and ``/api/show`` tell a
+    caller, already without what is nobody's business. ``overhead_tokens`` bounds
+    what the model itself adds to a prompt, ``context_tokens`` all that it can
+    read at once, where that is known.
+    """
+
+    name: str
+    spelling: str
+    upstreams: tuple[str, ...]
+    entry: dict[str, Any]
+    shown: dict[str, Any]
+    overhead_tokens: int
+    context_tokens: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """Where a call goes: an upstream, and the model in the spelling used there."""
+
+    model: Installed
+    upstream: str
+    base_url: str
+
+
+class Catalog:
+    """One process' copy of what is installed."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, Installed] = {}
+        self._published: dict[str, list[dict[str, Any]]] = {}
+        self._good_until = 0.0
+        self._addresses: dict[str, str] = {}
+        self._aliases: dict[tuple[UUID | None, str], str] = {}
+        self._read_at: dict[UUID, tuple[int, int]] = {}
+        self._reads = self._newest_read = 0
+        self._described: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self._loaded: list[dict[str, Any]] = []
+        self._loaded_until = 0.0
+        self._running: Counter[str] = Counter()
+        self._flights: SingleFlight[None] = SingleFlight()
+
+    def resolve(self, caller: Caller, name: str) -> Target:
+        """Where ``name`` runs for this caller.
+
+        Raises ``NoModels`` when nothing is known to be installed, ``BadRequest``
+        for what is no name, and what looks like one and the same
+        ``ModelRefused`` for a model that does not exist, that this caller may
+        not use, or that would leave the house.
+        """
+        models = self._fresh()
+        plain = canonical(name)
+        plain = self._aliases.get((caller.tenant_id, plain)) or self._aliases.get((None, plain)) or plain
+        model = models.get(plain)
+        if model is None or not may_use(caller, plain):
+            raise ModelRefused(name)
+        chosen = min(model.upstreams, key=lambda one: self._running[one])
+        return Target(model, chosen, self._addresses[chosen])
+
+    def effective(self, caller: Caller) -> list[Installed]:
+        """What this caller may call, newest first as upstream lists it; raises ``NoModels``."""
+        return [model for name, model in self._fresh().items() if may_use(caller, name)]
+
+    async def loaded(self, allowed: set[str]) -> list[dict[str, Any]]:
+        """The entries of every upstream's ``/api/ps`` whose models are among ``allowed``, of this second."""
+        if time.monotonic() > self._loaded_until:
+            await self._flights.do("loaded", self._ask_what_is_loaded)
+        return [redact_loaded(entry) for entry in self._loaded if canonical(entry["name"]) in allowed]
+
+    async def _ask_what_is_loaded(self) -> None:
+        """An upstream that does not answer has nothing loaded as far as we know."""
+
+        async def loaded_at(url: str) -> list[dict[str, Any]]:
+            try:
+                return _entries(await upstream.fetch(url, "GET", "/api/ps"))
+            except Refusal as exc:
+                logger.warning("an upstream did not say what is loaded: %s", exc)
+                return []
+
+        answers = await asyncio.gather(*(loaded_at(url) for url in self._addresses.values()))
+        self._loaded = [entry for entries in answers for entry in entries]
+        self._loaded_until = time.monotonic() + LOADED_SECONDS
+
+    def _fresh(self) -> dict[str, Installed]:
+        if not self._models or time.monotonic() > self._good_until:
+            raise NoModels
+        return self._models
+
+    def started(self, upstream_name: str) -> None:
+        """Count a call that runs on an upstream, so that the next one goes to the least busy."""
+        self._running[upstream_name] += 1
+
+    def ended(self, upstream_name: str) -> None:
+        """The call has left its upstream."""
+        self._running[upstream_name] -= 1
+
+    async def keep_fresh(self) -> None:
+        """Poll for ever; trouble is logged and the next round tries again."""
+        while True:
+            try:
+                await self.refresh()
+            except (RedisError, DatabaseError, OSError) as exc:
+                logger.warning("the list of models could not be refreshed: %s", exc)
+            empty = not self._models or time.monotonic() > self._good_until
+            await asyncio.sleep(IMPATIENCE_SECONDS if empty else settings.CATALOG_REFRESH_SECONDS)
+
+    async def refresh(self) -> None:
+        """Read upstreams and aliases, ask those upstreams whose turn it is, copy what Redis holds."""
+        await self.reread()
+        await asyncio.gather(*(self._poll(name, url) for name, url in self._addresses.items()))
+        await self._copy()
+
+    async def catch_up(self, caller: Caller) -> None:
+        """Have upstreams and aliases that are as new as the caller's settings, before its model is resolved.
+
+        Reads nothing unless something of its tenant or of the platform has
+        changed. Raises ``NoModels`` if PostgreSQL cannot be asked then.
+        """
+        generations = (caller.tenant_generation, caller.platform_generation)
+        if self._read_at.get(caller.tenant_id) == generations:
+            return
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                await self._flights.do((caller.tenant_id, generations), self.reread)
+        except (DatabaseError, TimeoutError) as exc:
+            raise NoModels from exc
+        self._read_at[caller.tenant_id] = generations
+
+    async def reread(self) -> None:
+        """Take over upstreams and aliases as the database has them now."""
+        self._reads += 1
+        number = self._reads
+        addresses, aliases = await asyncio.to_thread(_rows)
+        if number > self._newest_read:
+            # What a read brings that began earlier, and took longer, may be older.
+            self._newest_read, self._addresses, self._aliases = number, addresses, aliases
+            self._put_together()
+
+    async def _poll(self, name: str, base_url: str) -> None:
+        """Ask one upstream, if nobody else did within the refresh time, and publish its answer."""
+        redis = redis_async()
+        turn = max(1, int(settings.CATALOG_REFRESH_SECONDS * 900))
+        if not await redis.call("SET", f"{partition_of(name)}:catalog-turn:{name}", 1, "NX", "PX", turn):
+            return
+        try:
+            tags = await upstream.fetch(base_url, "GET", "/api/tags")
+            entries = _entries(tags)
+            few = asyncio.Semaphore(DESCRIBED_AT_ONCE)
+            described = await asyncio.gather(*(self._describe(base_url, entry, few) for entry in entries))
+        except (Refusal, httpx.HTTPError) as exc:
+            logger.warning("upstream %s did not list its models: %r", name, exc)
+            # The next round may try again at once instead of waiting for the turn to pass.
+            await redis.call("DEL", f"{partition_of(name)}:catalog-turn:{name}")
+            return
+        listed = {_identity(base_url, entry) for entry in entries}
+        self._described = {
+            one: shown for one, shown in self._described.items() if one[0] != base_url or one in listed
+        }
+        found = orjson.dumps([item for item in described if item is not None])
+        age = int(settings.CATALOG_MAX_AGE_SECONDS * 1000)
+        await redis.call("SET", f"{partition_of(name)}:catalog:{name}", found, "PX", age)
+
+    async def _describe(
+        self, base_url: str, entry: dict[str, Any], few: asyncio.Semaphore
+    ) -> dict[str, Any] | None:
+        """An entry with what ``/api/show`` says of its model.
+
+        It is asked once per digest, and kept without what is nobody's business.
+        None when upstream does not say it: what such a model adds to a prompt
+        cannot be bounded, so it cannot be called.
+        """
+        known = _identity(base_url, entry)
+        if known not in self._described:
+            try:
+                async with few:
+                    shown = await upstream.fetch(base_url, "POST", "/api/show", {"model": entry["name"]})
+            except Refusal as exc:
+                logger.warning("model %s was not described: %r", entry["name"], exc)
+                return None
+            own = sum(len(orjson.dumps(shown.get(part) or "")) for part in ("system", "template", "messages"))
+            self._described[known] = {
+                "shown": redact_show(shown),
+                "overhead_tokens": own + RENDERER_TOKENS,
+                "context_tokens": _context_tokens(shown),
+            }
+        return {"entry": redact_entry(entry), **self._described[known]}
+
+    async def _copy(self) -> None:
+        """Take over what Redis holds of every enabled upstream."""
+        redis = redis_async()
+        found: dict[str, list[dict[str, Any]]] = {}
+        soonest = None
+        for name in self._addresses:
+            key = f"{partition_of(name)}:catalog:{name}"
+            published, left_ms = await asyncio.gather(redis.call("GET", key), redis.call("PTTL", key))
+            if published is None or left_ms <= 0:
+                continue
+            soonest = min(left_ms, soonest or left_ms)
+            found[name] = orjson.loads(published)
+        self._published = found
+        self._good_until = time.monotonic() + (soonest or 0) / 1000
+        self._put_together()
+
+    def _put_together(self) -> None:
+        """Offer what is published of the upstreams that are enabled now."""
+        models: dict[str, Installed] = {}
+        for name, items in self._published.items():
+            if name in self._addresses:
+                for item in items:
+                    _add(models, name, item)
+        self._models = models
+
+
+def may_use(caller: Caller, plain: str) -> bool:
+    """Whether the caller's own settings, or else its tenant's, let it use a model."""
+    return caller.allow_all_models or (caller.models is not None and plain in _canonical_set(caller.models))
+
+
+@functools.lru_cache(maxsize=4096)
+def _canonical_set(names: frozenset[str]) -> frozenset[str]:
+    """Model names as people wrote them into an allow-list, in the form in which names are compared."""
+    return frozenset(filter(None, map(_canonical_or_none, names)))
+
+
+def _canonical_or_none(name: str) -> str | None:
+    try:
+        return canonical(name)
+    except (BadRequest, CloudModelRefused):
+        return None
+
+
+def _entries(listing: dict[str, Any]) -> list[dict[str, Any]]:
+    """The models of a listing that can be called here; raises ``UpstreamFailed`` if it is no listing."""
+    listed = listing.get("models") or []
+    if not isinstance(listed, list):
+        raise UpstreamFailed("the models are not a list")
+    return [entry for entry in listed if _usable(entry)]
+
+
+def _identity(base_url: str, entry: dict[str, Any]) -> tuple[str, str, str]:
+    """What a description holds for: another model of the same name has another digest."""
+    return base_url, entry["name"], str(entry.get("digest"))
+
+
+def _usable(entry: Any) -> bool:
+    """A local model with a name that we understand; a stub of a remote one is not."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or entry.get("remote_host"):
+        return False
+    return _canonical_or_none(entry["name"]) is not None
+
+
+def _add(found: dict[str, Installed], upstream_name: str, item: dict[str, Any]) -> None:
+    spelling = item["entry"]["name"]
+    name = canonical(spelling)
+    known = found.get(name)
+    if known is None:
+        found[name] = Installed(
+            name,
+            spelling,
+            (upstream_name,),
+            item["entry"],
+            item["shown"],
+            item["overhead_tokens"],
+            item["context_tokens"],
+        )
+    else:
+        found[name] = dataclasses.replace(
+            known,
+            upstreams=(*known.upstreams, upstream_name),
+            overhead_tokens=max(known.overhead_tokens, item["overhead_tokens"]),
+            context_tokens=_larger(known.context_tokens, item["context_tokens"]),
+        )
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    """The larger of two bounds, of which None is no bound."""
+    return None if one is None or other is None else max(one, other)
+
+
+def _context_tokens(shown: dict[str, Any]) -> int | None:
+    """How many tokens a model was made to read; Ollama never lets it read more."""
+    info = shown.get("model_info")
+    named = info.items() if isinstance(info, dict) else ()
+    lengths = [value for name, value in named if name.endswith(".context_length")]
+    return lengths[0] if len(lengths) == 1 and isinstance(lengths[0], int) and lengths[0] > 0 else None
+
+
+def _rows() -> tuple[dict[str, str], dict[tuple[UUID | None, str], str]]:
+    """Enabled upstreams and all aliases; runs in a thread and leaves no connection behind."""
+    try:
+        upstreams = dict(Upstream.objects.filter(enabled=True).values_list("name", "base_url"))
+        aliases: Iterable[tuple[UUID | None, str, str]] = ModelAlias.objects.values_list(
+            "tenant_id", "alias", "model"
+        )
+        return (
+            {name: url.rstrip("/") for name, url in upstreams.items()},
+            {(tenant_id, alias): model for tenant_id, alias, model in aliases},
+        )
+    finally:
+        connection.close()
+
+
+catalog = Catalog()

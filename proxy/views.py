@@ -1,0 +1,198 @@
+"""The doors for programs: native Ollama, OpenAI and Anthropic's messages.
+
+Everything that may be refused is refused before a response object exists: only
+then is there a status code left to choose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+from uuid import UUID
+
+import orjson
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+
+from budgets.reservations import Standing
+from proxy import upstream
+from proxy.admission import Admission, admit, recognise
+from proxy.calls import Call, Dialect, Framing, Route
+from proxy.catalog import catalog
+from proxy.dialects import anthropic, ollama, openai
+from proxy.errors import dialect_of, limit_headers, render, status_of
+from proxy.exceptions import CallStopped, RouteRefused, SecretInUrl, UnsupportedMedia
+from proxy.metering import meter_for
+from proxy.relay import Stream, outcome_of, whole_answer
+from proxy.running import RunningCall
+from tenants.exceptions import Refusal
+from tenants.ids import new_id
+
+CONTENT_TYPES = {
+    Framing.NDJSON: "application/x-ndjson",
+    Framing.SSE: "text/event-stream; charset=utf-8",
+    Framing.NONE: "application/json; charset=utf-8",
+}
+
+Door = Callable[..., Coroutine[Any, Any, HttpResponseBase]]
+
+# How every secret begins; it has no business in an address.
+SECRET_MARK = "tg_"  # noqa: S105 - the beginning only
+# What the books keep as status when nobody was there to be given one (nginx' number).
+CLIENT_LEFT = 499
+
+
+def door(view: Door) -> Door:
+    """Give each request its id, and tell a refusal in the dialect of its path.
+
+    The id is always ours, for it is the name under which a call is booked: a
+    client that could choose it could have two calls booked as one.
+    """
+
+    @functools.wraps(view)
+    async def opened(request: HttpRequest, **bound: Any) -> HttpResponseBase:
+        request_id = new_id()
+        try:
+            if SECRET_MARK in request.META["QUERY_STRING"]:
+                raise SecretInUrl
+            if request.headers.get("Content-Encoding", "identity") != "identity":
+                raise UnsupportedMedia
+            response = await view(request, request_id, **bound)
+        except Refusal as refusal:
+            status, headers, body = render(refusal, dialect_of(request.path_info), request_id)
+            return HttpResponse(body, status=status, headers=headers)
+        response["X-Request-Id"] = str(request_id)
+        if dialect_of(request.path_info) is Dialect.ANTHROPIC:
+            response["Request-Id"] = str(request_id)
+        response["Cache-Control"] = "no-store"
+        return response
+
+    return opened
+
+
+@door
+async def infer(
+    request: HttpRequest, request_id: UUID, *, route: Route, parse: Callable[[bytes], Call]
+) -> HttpResponseBase:
+    """One call of a model, streamed or not, from its admission to its last byte."""
+    admission = await admit(request_id, request.headers, route, parse, request.body)
+    call, cap = admission.call, admission.reservation.output_cap
+    # Loading a model is answered by one object, even where a stream was asked for.
+    streams = call.stream and not call.loads
+    meter = meter_for(route, cap=cap, shows_usage=call.shows_usage) if streams else None
+    running = RunningCall(call, admission, meter)
+    try:
+        body = call.upstream_body(admission.target.model.spelling, cap)
+        response = await running.answered(
+            upstream.open_stream(admission.target.base_url, route.upstream_path, body)
+        )
+        if meter is None:
+            answer = await whole_answer(running, response)
+            headers = _headers(admission, Framing.NONE)
+            return HttpResponse(route.reshape(answer) if route.reshape else answer, headers=headers)
+        stream = Stream(running, meter, response)
+        await stream.begin()
+        return StreamingHttpResponse(stream.relay(), headers=_headers(admission, route.framing))
+    except CallStopped as stopped:
+        await running.end(outcome_of(stopped), status_of(stopped), None, 0)
+        raise
+    except Refusal as refusal:
+        # Nothing was delivered, and that was not for the client to help.
+        await running.give_back(outcome_of(refusal), status_of(refusal))
+        raise
+    except asyncio.CancelledError:
+        # The client left while a model was loading or at work: the prompt is charged by estimate.
+        await running.end("client_left", CLIENT_LEFT, None, 0)
+        raise
+    except Exception:
+        # A fault of ours must not keep the room that was set aside.
+        await running.give_back("failed", 500)
+        raise
+
+
+def _headers(admission: Admission, framing: Framing) -> dict[str, str]:
+    """The head of a good answer: nothing of upstream's own is in it."""
+    reservation = admission.reservation
+    headers = {
+        "Content-Type": CONTENT_TYPES[framing],
+        "X-Accel-Buffering": "no",
+        **limit_headers(reservation.standing, admission.call.route.dialect),
+    }
+    if reservation.capped_by is not None:
+        headers["X-Tollgate-Output-Cap"] = f"{reservation.output_cap};by={reservation.capped_by}"
+    return headers
+
+
+@door
+async def tags(request: HttpRequest, request_id: UUID) -> HttpResponseBase:
+    """GET /api/tags: the models that this key may call."""
+    caller, standing = await recognise(request.headers)
+    return _json({"models": [model.entry for model in catalog.effective(caller)]}, standing)
+
+
+@door
+async def show(request: HttpRequest, request_id: UUID) -> HttpResponseBase:
+    """POST /api/show: one of these models, without what its maker or operator wrote into it."""
+    caller, standing = await recognise(request.headers)
+    return _json(catalog.resolve(caller, ollama.parse_show(request.body)).model.shown, standing)
+
+
+@door
+async def ps(request: HttpRequest, request_id: UUID) -> HttpResponseBase:
+    """GET /api/ps: which of these models are loaded now."""
+    caller, standing = await recognise(request.headers)
+    allowed = {model.name for model in catalog.effective(caller)}
+    return _json({"models": await catalog.loaded(allowed)}, standing)
+
+
+@door
+async def version(request: HttpRequest, request_id: UUID) -> HttpResponseBase:
+    """GET /api/version: the gateway's own."""
+    return _json({"version": settings.VERSION})
+
+
+@door
+async def root(request: HttpRequest, request_id: UUID) -> HttpResponseBase:
+    """GET and HEAD /: what clients look for to see whether somebody is there."""
+    return HttpResponse("Ollama is running", content_type="text/plain; charset=utf-8")
+
+
+@door
+async def models(request: HttpRequest, request_id: UUID) -> HttpResponseBase:
+    """GET /v1/models: the models that this key may call."""
+    caller, standing = await recognise(request.headers)
+    data = [openai.model_object(model.entry) for model in catalog.effective(caller)]
+    return _json({"object": "list", "data": data}, standing, Dialect.OPENAI)
+
+
+@door
+async def model(request: HttpRequest, request_id: UUID, name: str) -> HttpResponseBase:
+    """GET /v1/models/{id}: one of them; an id with a slash may be sent percent-encoded or plain."""
+    caller, standing = await recognise(request.headers)
+    entry = catalog.resolve(caller, name).model.entry
+    return _json(openai.model_object(entry), standing, Dialect.OPENAI)
+
+
+@door
+async def count_tokens(request: HttpRequest, request_id: UUID) -> HttpResponseBase:
+    """POST /v1/messages/count_tokens: an estimate of ours; nothing is sent upstream."""
+    caller, standing = await recognise(request.headers)
+    counted = anthropic.parse_count(request.body)
+    catalog.resolve(caller, counted.model)
+    return _json({"input_tokens": counted.input_tokens}, standing, Dialect.ANTHROPIC)
+
+
+@door
+async def refuse_route(request: HttpRequest, request_id: UUID, **parts: Any) -> HttpResponseBase:
+    """Everything else, known to Ollama or not: one answer, whoever asks."""
+    raise RouteRefused
+
+
+def _json(
+    answer: dict[str, Any], standing: Iterable[Standing] = (), dialect: Dialect = Dialect.OLLAMA
+) -> HttpResponse:
+    headers = {"Content-Type": CONTENT_TYPES[Framing.NONE], **limit_headers(standing, dialect)}
+    return HttpResponse(orjson.dumps(answer), headers=headers)

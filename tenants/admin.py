@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
+from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
+from django.contrib.auth.models import Group
+from django.db import transaction
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest, HttpResponse
+
+from audit.admin import AuditedAdmin, ask_reason
+from tenants import generations, services
+from tenants.forms import WhichModelsForm
+from tenants.models import Member, Team, Tenant, User
+
+admin.site.unregister(Group)
+
+
+@admin.register(Group)
+class GroupAdmin(AuditedAdmin, DjangoGroupAdmin):
+    """Bundles of permissions for operators."""
+
+    def details_of(self, obj: Group) -> dict[str, Any]:
+        return {"permissions": [str(permission) for permission in obj.permissions.all()]}
+
+
+@admin.register(User)
+class UserAdmin(AuditedAdmin, DjangoUserAdmin):
+    """People who sign in. They are made inactive, not deleted: the books name them."""
+
+    list_display = ["username", "email", "is_active", "is_staff", "is_superuser", "last_login"]
+    show_full_result_count = False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    @transaction.atomic
+    def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:  # noqa: A002
+        return super().user_change_password(request, id, form_url)
+
+    def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        transaction.on_commit(generations.project_quietly)
+
+    def details_of(self, obj: User) -> dict[str, Any]:
+        return {
+            "is_active": obj.is_active,
+            "is_staff": obj.is_staff,
+            "is_superuser": obj.is_superuser,
+            "groups": [group.name for group in obj.groups.all()],
+        }
+
+
+class TenantForm(WhichModelsForm):
+    silence = "Nothing, unless a key says so itself"
+    allow_all_when_silent = False
+
+
+@admin.register(Tenant)
+class TenantAdmin(admin.ModelAdmin):
+    """Tenants are suspended, not deleted: the books name them."""
+
+    form = TenantForm
+    fields = ["slug", "name", "state", "time_zone", "week_start", "may_call", "listed", "created_at"]
+    readonly_fields = ["state", "created_at"]
+    list_display = ["slug", "name", "state", "time_zone", "allow_all_models", "created_at"]
+    list_filter = ["state", "allow_all_models"]
+    search_fields = ["slug", "name"]
+    show_full_result_count = False
+    actions = ["suspend", "resume"]
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def save_model(self, request: HttpRequest, obj: Tenant, form: TenantForm, change: bool) -> None:
+        actor = str(request.user)
+        if not change:
+            obj.pk = services.create_tenant(actor=actor, **form.settings()).pk
+        elif changes := form.changes():
+            services.change_tenant(tenant=obj, actor=actor, **changes)
+
+    @admin.action(description="Suspend selected tenants", permissions=["change"])
+    def suspend(self, request: HttpRequest, tenants: QuerySet[Tenant]) -> HttpResponse | None:
+        reason = request.POST.get("reason", "").strip()
+        if not reason:
+            return ask_reason(self, request, tenants, action="suspend", title="Suspend tenants")
+        actor = str(request.user)
+        suspended = sum(
+            services.suspend_tenant(tenant=tenant, actor=actor, reason=reason) for tenant in tenants
+        )
+        self.message_user(request, f"Suspended {suspended} of {len(tenants)} tenants.", messages.SUCCESS)
+        return None
+
+    @admin.action(description="Resume selected tenants", permissions=["change"])
+    def resume(self, request: HttpRequest, tenants: QuerySet[Tenant]) -> HttpResponse | None:
+        reason = request.POST.get("reason", "").strip()
+        if not reason:
+            return ask_reason(self, request, tenants, action="resume", title="Resume tenants")
+        actor = str(request.user)
+        resumed = sum(services.resume_tenant(tenant=tenant, actor=actor, reason=reason) for tenant in tenants)
+        self.message_user(request, f"Resumed {resumed} of {len(tenants)} tenants.", messages.SUCCESS)
+        return None
+
+
+@admin.register(Team)
+class TeamAdmin(admin.ModelAdmin):
+    """Members of a tenant who share a budget."""
+
+    list_display = ["name", "tenant"]
+    list_select_related = ["tenant"]
+    search_fields = ["name", "tenant__slug"]
+    autocomplete_fields = ["tenant"]
+    show_full_result_count = False
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
+        return ["tenant"] if obj else []
+
+    def save_model(self, request: HttpRequest, obj: Team, form: Any, change: bool) -> None:
+        actor = str(request.user)
+        if change:
+            services.rename_team(team=obj, name=obj.name, actor=actor)
+        else:
+            obj.pk = services.create_team(tenant=obj.tenant, name=obj.name, actor=actor).pk
+
+    def delete_model(self, request: HttpRequest, obj: Team) -> None:
+        services.delete_team(team=obj, actor=str(request.user))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Team]) -> None:
+        for team in queryset:
+            services.delete_team(team=team, actor=str(request.user))
+
+
+@admin.register(Member)
+class MemberAdmin(admin.ModelAdmin):
+    """A user's place in a tenant; of the team only those of the same tenant are taken."""
+
+    list_display = ["user", "tenant", "team", "role"]
+    list_select_related = ["user", "tenant", "team"]
+    list_filter = ["role"]
+    search_fields = ["user__username", "user__email", "tenant__slug"]
+    autocomplete_fields = ["tenant", "user", "team"]
+    show_full_result_count = False
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Member]:
+        # Also for menus of other pages, which show the member by user and tenant.
+        return super().get_queryset(request).select_related("user", "tenant")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
+        return ["tenant", "user"] if obj else []
+
+    def save_model(self, request: HttpRequest, obj: Member, form: Any, change: bool) -> None:
+        actor = str(request.user)
+        if change:
+            services.change_member(member=obj, role=obj.role, team=obj.team, actor=actor)
+        else:
+            obj.pk = services.add_member(
+                tenant=obj.tenant, user=obj.user, role=obj.role, team=obj.team, actor=actor
+            ).pk
+
+    def delete_model(self, request: HttpRequest, obj: Member) -> None:
+        services.remove_member(member=obj, actor=str(request.user))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Member]) -> None:
+        for member in queryset:
+            services.remove_member(member=member, actor=str(request.user))

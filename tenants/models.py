@@ -1,0 +1,203 @@
+from zoneinfo import available_timezones
+
+from django.contrib.auth.models import AbstractUser
+from django.contrib.postgres.fields import ArrayField
+from django.core.exceptions import ValidationError
+from django.core.validators import RegexValidator
+from django.db import models
+from django.db.models import F, Q
+from django.db.models.functions import Lower
+from django.utils.timezone import now
+
+from tenants.ids import new_id
+
+SLUG = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?\Z"
+
+
+def validate_time_zone(name: str) -> None:
+    if name not in available_timezones():
+        raise ValidationError(f"{name!r} is no time zone. An example: Europe/Berlin.", code="time_zone")
+
+
+class User(AbstractUser):
+    """A person who signs in: an operator (``is_staff``), or a member of tenants.
+
+    A user who is not active cannot sign in, and the keys of their memberships
+    are refused.
+    """
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+
+    class Meta(AbstractUser.Meta):
+        constraints = [
+            models.UniqueConstraint(
+                Lower("email"),
+                condition=~Q(email=""),
+                name="tenants_user_email_once",
+                violation_error_message="Another user has this e-mail address.",
+            ),
+        ]
+
+
+class Tenant(models.Model):
+    """An organisation, the wall between what one may see and what another may.
+
+    What a key of the tenant may call: every installed model if
+    ``allow_all_models``, else those of ``models``. Both are only what a key
+    that says nothing itself falls back to.
+    """
+
+    class State(models.TextChoices):
+        ACTIVE = "active"
+        SUSPENDED = "suspended"
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    slug = models.CharField(
+        max_length=50,
+        validators=[RegexValidator(SLUG, "Small letters, digits and hyphens in between only.")],
+        help_text="Short name in addresses and reports: small letters, digits, hyphens, such as acme-lab.",
+    )
+    name = models.CharField(max_length=200, help_text="As people write it, such as ACME Laboratories.")
+    state = models.CharField(
+        max_length=10,
+        choices=State.choices,
+        default=State.ACTIVE,
+        help_text="All keys of a suspended tenant are refused.",
+    )
+    time_zone = models.CharField(
+        max_length=64,
+        default="UTC",
+        validators=[validate_time_zone],
+        help_text="Days, weeks and months of budgets begin at its midnight, such as Europe/Berlin.",
+    )
+    week_start = models.PositiveSmallIntegerField(
+        default=1, help_text="First day of a week: 1 is Monday, 7 is Sunday."
+    )
+    allow_all_models = models.BooleanField(
+        default=False, help_text="Keys that say nothing themselves may call every installed model."
+    )
+    created_at = models.DateTimeField(default=now, editable=False)
+    # The last field, because from here on the name is no longer Django's module.
+    models = ArrayField(
+        models.TextField(),
+        null=True,
+        blank=True,
+        help_text="Models that keys which say nothing themselves may call, such as llama3.2:latest.",
+    )
+
+    class Meta:
+        ordering = ["slug"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["slug"],
+                name="tenants_tenant_slug_once",
+                violation_error_message="Another tenant has this slug.",
+            ),
+            models.CheckConstraint(condition=Q(slug__regex=SLUG), name="tenants_tenant_slug_is_plain"),
+            models.CheckConstraint(
+                condition=Q(state__in=["active", "suspended"]), name="tenants_tenant_state_is_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(week_start__range=(1, 7)),
+                name="tenants_tenant_week_starts_on_a_day",
+                violation_error_message="A week starts on a day from 1 (Monday) to 7 (Sunday).",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.slug
+
+
+class Team(models.Model):
+    """Members of a tenant who share a budget."""
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="teams")
+    name = models.CharField(max_length=80, help_text="Such as Research.")
+
+    class Meta:
+        ordering = ["tenant__slug", "name"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["tenant", "name"],
+                name="tenants_team_name_once_per_tenant",
+                violation_error_message="The tenant has another team of this name.",
+            ),
+            # What the members' foreign key over both columns points at.
+            models.UniqueConstraint(fields=["id", "tenant"], name="tenants_team_with_its_tenant"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Member(models.Model):
+    """A user's place in a tenant. Their team, if any, is one of the same tenant."""
+
+    class Role(models.TextChoices):
+        OWNER = "owner"
+        ADMIN = "admin"
+        MEMBER = "member"
+        FINANCE = "finance"
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="members")
+    user = models.ForeignKey(User, on_delete=models.PROTECT, related_name="memberships")
+    team = models.ForeignKey(Team, on_delete=models.PROTECT, related_name="members", null=True, blank=True)
+    role = models.CharField(
+        max_length=10,
+        choices=Role.choices,
+        default=Role.MEMBER,
+        help_text="Owner and admin manage the tenant, a member their own keys; finance reads and exports.",
+    )
+
+    class Meta:
+        ordering = ["tenant__slug", "user__username"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["tenant", "user"],
+                name="tenants_member_once_per_tenant",
+                violation_error_message="The user is a member of this tenant already.",
+            ),
+            models.UniqueConstraint(fields=["id", "tenant"], name="tenants_member_with_its_tenant"),
+            models.CheckConstraint(
+                condition=Q(role__in=["owner", "admin", "member", "finance"]),
+                name="tenants_member_role_is_known",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user} at {self.tenant}"
+
+    def clean(self) -> None:
+        if self.team is not None and self.team.tenant_id != self.tenant_id:
+            raise ValidationError({"team": "The team belongs to another tenant."})
+
+
+class Generation(models.Model):
+    """How often the settings of a subject changed: of a tenant, or of the platform.
+
+    ``subject`` is the tenant's id as 32 hex digits, or ``platform``. ``number``
+    is raised by the triggers on the tables of settings, ``projected`` is the
+    last number that Redis confirmed. Read and written by
+    ``tenants.generations`` only.
+    """
+
+    subject = models.TextField(primary_key=True)
+    number = models.BigIntegerField(default=0)
+    projected = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(projected__lte=F("number")), name="tenants_generation_not_projected_ahead"
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["subject"], condition=Q(number__gt=F("projected")), name="tenants_generation_pending"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.subject} {self.number}"

@@ -1,0 +1,177 @@
+"""The house in which most tests live: a gateway process, a simulated Ollama, a tenant with a key.
+
+The gateway and the Ollama start once per run. Each test begins with empty
+tables and an empty Redis, and everything it does goes through the gateway's
+own port, as a client would.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import hypothesis
+import pytest
+from django.test import TransactionTestCase, override_settings
+
+from budgets import ledger
+from budgets.counters import EPOCH
+from budgets.models import CounterEpoch, LedgerEntry
+from budgets.rebuild import ensure_epoch
+from keys.models import ApiKey
+from keys.services import issue_key
+from proxy.models import Upstream
+from proxy.services import save_upstream
+from proxy.simulator.server import SimulatorThread
+from tenants.models import Tenant
+from tenants.redis import redis_now
+from tenants.services import create_tenant
+from tests.emptying import empty_tables
+from tests.gateway import Gateway
+
+PATIENCE_SECONDS = 10
+
+# How long an example takes is a matter of what else the machine does.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
+
+
+def eventually(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> Any:
+    """The first true value of ``condition``, asked again and again; fails when it never comes."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"still {value!r} after {seconds} s"
+        time.sleep(0.01)
+    return value
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files that need the gateway behind all others.
+
+    Once it runs it hears of every change and puts it in force, also where a
+    test wants to see what is so before.
+    """
+    with_gateway = {item.path for item in items if "gateway" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path in with_gateway)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def speed() -> Iterator[None]:
+    """What takes long in production on purpose, or in Django by default, and tests nothing of ours."""
+    quick_hash = override_settings(PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"])
+    with quick_hash, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransactionTestCase, "_fixture_teardown", empty_tables)
+        # Every HTTP client reads all certificates of the system; here they talk to 127.0.0.1 in plain text.
+        patch.setattr(ssl, "create_default_context", lambda **_: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        yield
+
+
+@pytest.fixture(scope="session")
+def ollama_server() -> Iterator[SimulatorThread]:
+    with SimulatorThread() as server:
+        yield server
+
+
+@pytest.fixture
+def ollama(ollama_server: SimulatorThread) -> SimulatorThread:
+    """The simulated Ollama as new: nothing scripted, nothing received."""
+    ollama_server.reset()
+    return ollama_server
+
+
+@pytest.fixture(scope="session")
+def gateway(django_db_setup: None) -> Iterator[Gateway]:
+    with Gateway() as running:
+        yield running
+
+
+def furnish(ollama: SimulatorThread) -> None:
+    """Empty Redis, and put in what every house has: counters that may be believed, an upstream.
+
+    The mark of the counters stays all the time: a gateway that saw it gone would
+    take that for a loss, and send again what it booked for the test before.
+    """
+    epoch = redis_now().get(EPOCH)
+    emptying = redis_now().pipeline(transaction=True)
+    emptying.flushdb()
+    if epoch is not None:
+        assert isinstance(epoch, bytes)
+        CounterEpoch.objects.create(epoch=epoch.decode())
+        emptying.set(EPOCH, epoch)
+    emptying.execute()
+    ensure_epoch()
+    save_upstream(upstream=Upstream(name="sim", base_url=ollama.url), actor="test")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A key with its secret, and a client that uses it."""
+
+    key: ApiKey
+    secret: str
+    http: httpx.Client
+
+    def chat(self, content: str = "hello there", **fields: Any) -> httpx.Response:
+        """One native chat."""
+        body = {"model": "tiny:1b", "messages": [{"role": "user", "content": content}], **fields}
+        return self.http.post("/api/chat", json=body)
+
+
+@pytest.fixture
+def house(transactional_db: None, ollama: SimulatorThread, gateway: Gateway) -> Iterator[House]:
+    furnish(ollama)
+    with House(gateway, ollama).opened() as house:
+        yield house
+
+
+class House:
+    """A tenant ``acme`` that may use every model, and its callers."""
+
+    def __init__(self, gateway: Gateway, ollama: SimulatorThread) -> None:
+        self.gateway = gateway
+        self.ollama = ollama
+        self._clients: list[httpx.Client] = []
+
+    def opened(self) -> House:
+        self.acme = create_tenant(slug="acme", name="ACME", actor="test", allow_all_models=True)
+        return self
+
+    def __enter__(self) -> House:
+        self.ada = self.caller()
+        # The gateway looks for models when the house is new to it.
+        eventually(lambda: self.ada.http.get("/v1/models").status_code == 200)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for client in self._clients:
+            client.close()
+
+    def caller(self, tenant: Tenant | None = None, **options: Any) -> Caller:
+        """A new key of ``tenant``, or of ``acme``."""
+        key, secret = issue_key(
+            tenant=tenant or self.acme, label=f"key {len(self._clients)}", actor="test", **options
+        )
+        client = httpx.Client(
+            base_url=self.gateway.url,
+            headers={"Authorization": f"Bearer {secret}"},
+            timeout=30,
+            trust_env=False,
+        )
+        self._clients.append(client)
+        return Caller(key, secret, client)
+
+    def booked(self, count: int = 1) -> list[LedgerEntry]:
+        """The ledger once ``count`` entries stand in it, oldest first."""
+
+        def entries() -> list[LedgerEntry]:
+            ledger.drain()
+            found = list(LedgerEntry.objects.order_by("id"))
+            return found if len(found) >= count else []
+
+        found: list[LedgerEntry] = eventually(entries)
+        assert len(found) == count
+        return found

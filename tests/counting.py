@@ -1,0 +1,176 @@
+"""What the tests of the counting core share: callers, demands and limits made up on the spot."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from uuid import UUID, uuid4
+from zoneinfo import ZoneInfo
+
+from budgets import epochs, limits
+from budgets.charges import Usage
+from budgets.counters import EPOCH, GENERATIONS, HOLDS, SETTLED, USAGE, Counter
+from budgets.limits import Limit, Limits
+from budgets.models import CounterEpoch
+from budgets.pricing import PinnedPrice
+from budgets.reservations import Demand
+from keys.verification import Caller
+from tenants.ids import new_id
+from tenants.redis import redis_now
+
+MODEL, UPSTREAM = "llama3.2:latest", "main"
+TEST_EPOCH = "the-epoch-of-the-tests"
+
+
+def redis() -> Any:
+    """The blocking connection, without types."""
+    return redis_now()
+
+
+def empty_redis() -> None:
+    """Counters that nobody has used and everybody believes."""
+    redis().flushdb()
+    redis().set(EPOCH, TEST_EPOCH)
+    redis().zadd(GENERATIONS, {"platform": 1})
+    epochs.expected.epoch = TEST_EPOCH
+
+
+def believed_by_postgres() -> None:
+    """The same epoch in PostgreSQL, for what asks there."""
+    CounterEpoch.objects.update_or_create(id=1, defaults={"epoch": TEST_EPOCH})
+
+
+def ada(*limiting: Limit, prices: dict[str, PinnedPrice] | None = None, **changes: Any) -> Caller:
+    """A caller whose calls ``limiting`` limits, known to Redis."""
+    fields: dict[str, Any] = {
+        "public_id": "ada000000000",
+        "digest": "",
+        "key_id": uuid4(),
+        "key": "ada's key",
+        "tenant_id": uuid4(),
+        "tenant": "acme",
+        "tenant_active": True,
+        "team_id": None,
+        "team": "",
+        "member_id": None,
+        "member": "",
+        "time_zone": "Europe/Berlin",
+        "week_start": 1,
+        "allow_all_models": True,
+        "models": None,
+        "expires_at_ms": None,
+        "revoked": False,
+        "tenant_generation": 1,
+        "platform_generation": 1,
+    }
+    caller = Caller(**(fields | changes))
+    redis().zadd(GENERATIONS, {caller.tenant_id.hex: 1})
+    priced = {model: [(0, price)] for model, price in (prices or {}).items()}
+    limits._cache.put(caller, Limits(tuple(limiting), priced))
+    return caller
+
+
+def a_budget(limit: int | None, unit: str = "tokens", **changes: Any) -> Limit:
+    fields: dict[str, Any] = {
+        "kind": "budget",
+        "id": uuid4().hex,
+        "name": f"key-{unit}-day",
+        "scope": "key",
+        "unit": unit,
+        "limit": limit,
+        "hard": True,
+        "window": "day",
+        "model": "",
+        "upstream": "",
+        "zone": ZoneInfo("Europe/Berlin"),
+    }
+    return Limit(**(fields | changes))
+
+
+def a_rate(limit: int | None, unit: str = "requests") -> Limit:
+    return a_budget(limit, unit, kind="rate", name=f"key-{unit}-minute", window="minute", zone=None)
+
+
+def concurrency(limit: int | None) -> Limit:
+    return a_budget(limit, "requests", kind="leases", name="key-concurrent-requests", window="now", zone=None)
+
+
+def a_demand(input_tokens: int = 10, output_tokens: int = 100, **changes: Any) -> Demand:
+    fields: dict[str, Any] = {
+        "request_id": new_id(),
+        "route": "chat",
+        "dialect": "OLLAMA",
+        "operation": "chat",
+        "stream": True,
+        "model": MODEL,
+        "upstream": UPSTREAM,
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "least_output": min(1, output_tokens),
+    }
+    return Demand(**(fields | changes))
+
+
+def some_usage(input_tokens: int = 7, output_tokens: int = 20, **changes: Any) -> Usage:
+    fields: dict[str, Any] = {
+        "input_tokens": input_tokens,
+        "cached_tokens": 0,
+        "output_tokens": output_tokens,
+        "thinking_tokens": 0,
+        "load_ns": 1_000_000,
+        "prompt_ns": 2_000_000,
+        "output_ns": 3_500_000,
+        "exact": True,
+    }
+    return Usage(**(fields | changes))
+
+
+def counter_of(limit: Limit) -> Counter:
+    return limit.counter(time.time() * 1000)
+
+
+def figures(limit: Limit) -> tuple[int, int]:
+    """What the counter of a budget says is used and held; of a rate or concurrency limit, what counts now."""
+    key = counter_of(limit).key
+    if limit.kind == "budget":
+        used, held = redis().hmget(key, "used", "held")
+        return int(used or 0), int(held or 0)
+    if limit.kind == "rate":
+        seconds = {name.decode(): int(value) for name, value in redis().hgetall(key).items()}
+        sum_kept, oldest = seconds.pop("sum", 0), seconds.pop("oldest", None)
+        # Without the oldest second the sum is not believed.
+        assert oldest is None or (sum_kept, oldest) == (sum(seconds.values()), min(map(int, seconds)))
+        return sum(seconds.values()), 0
+    return redis().zcard(key), 0
+
+
+def everything() -> dict[str, Any]:
+    """All that Redis holds, to see whether something was written."""
+    readers = {b"hash": "hgetall", b"zset": "zrange", b"string": "get", b"stream": "xrange"}
+    content = {}
+    for key in redis().keys("*"):
+        reader = readers[redis().type(key)]
+        arguments = (0, -1, True) if reader == "zrange" else ()
+        content[key.decode()] = getattr(redis(), reader)(key, *arguments)
+    return content
+
+
+def open_holds() -> list[str]:
+    return [request_id.decode() for request_id in redis().zrange(HOLDS, 0, -1)]
+
+
+def records() -> list[dict[str, str]]:
+    """The usage records in the stream."""
+    return [
+        {name.decode(): value.decode() for name, value in fields.items()}
+        for _, fields in redis().xrange(USAGE)
+    ]
+
+
+def records_counted() -> int:
+    return int(redis().get(SETTLED) or 0)
+
+
+def expire_hold(request_id: UUID) -> None:
+    """Move the deadline of a hold into the past, as if its process had been silent for so long."""
+    redis().zadd(HOLDS, {str(request_id): 1})

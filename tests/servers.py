@@ -1,0 +1,111 @@
+"""The pytest plugin that starts PostgreSQL and Valkey when no address of one is given.
+
+Named in ``addopts``, because pytest-django reads the settings, and with them
+the addresses, before any conftest is loaded. The servers and all they wrote
+are thrown away at the end.
+
+The whole suite runs in several workers, other runs with ``-n 2`` do. They share
+the servers: pytest-django gives each a database, and each gets a Redis database
+number of its own here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from config.embedded import Postgres, Valkey, remove_directory
+
+PREFIX = "tollgate-test-"
+
+# Under a load of other work a healthy server may take longer than production allows it.
+RELAXED = {"REDIS_TIMEOUT_SECONDS": "2"}
+
+# With more the servers, which all share, become what is waited for.
+MOST_WORKERS = 4
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None]:
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None:
+        cleanup = contextlib.ExitStack()
+        early_config.add_cleanup(cleanup.close)
+        _prepare(cleanup)
+    elif "TOLLGATE_TEST_REDIS" in os.environ:
+        _take_own_share(int(worker.removeprefix("gw")))
+    return (yield)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None) and "TOLLGATE_TEST_REDIS" not in os.environ:
+        raise pytest.UsageError("with -n leave REDIS_URL unset: the workers would share one database of it")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many workers the whole suite gets; a part of it is done before they would have started.
+
+    A Redis that was given has only the one database that was named.
+    """
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return min(os.cpu_count() or 1, MOST_WORKERS) if whole and "TOLLGATE_TEST_REDIS" in os.environ else 0
+
+
+def _prepare(cleanup: contextlib.ExitStack) -> None:
+    """Start what is missing and put addresses and secrets into the environment."""
+    directory = _throw_away_directory(cleanup)
+    if "DATABASE_URL" not in os.environ:
+        postgres = Postgres(directory / "postgres", log=directory / "postgres.log", durable=False)
+        os.environ["DATABASE_URL"] = cleanup.enter_context(postgres).url
+    if "REDIS_URL" not in os.environ:
+        valkey = Valkey(directory / "valkey", log=directory / "valkey.log", durable=False)
+        os.environ["REDIS_URL"] = os.environ["TOLLGATE_TEST_REDIS"] = cleanup.enter_context(valkey).url
+    defaults = {
+        "SECRET_KEY": secrets.token_hex(32),
+        "KEY_PEPPER": secrets.token_hex(32),
+        "SPOOL_DIR": str(directory / "spool"),
+        **RELAXED,
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _take_own_share(number: int) -> None:
+    """Move this xdist worker to a Redis database and a spool directory of its own."""
+    os.environ["REDIS_URL"] = os.environ["TOLLGATE_TEST_REDIS"].removesuffix("/0") + f"/{number + 1}"
+    os.environ["SPOOL_DIR"] += f"-{number}"
+
+
+def _throw_away_directory(cleanup: contextlib.ExitStack) -> Path:
+    """A new directory, locked while we live, so that a later run can tell it from a leftover."""
+    for leftover in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        _remove_unless_in_use(leftover)
+    new = Path(tempfile.mkdtemp(prefix="new-"))
+    # The account under which root's PostgreSQL runs passes through here to its data.
+    new.chmod(0o711)
+    fcntl.flock(cleanup.enter_context((new / "lock").open("w")), fcntl.LOCK_EX)
+    # Named so only now: whoever finds it under this name finds it locked.
+    directory = new.rename(new.with_name(new.name.replace("new-", PREFIX, 1)))
+    cleanup.callback(_remove, directory)
+    return directory
+
+
+def _remove_unless_in_use(directory: Path) -> None:
+    if directory.lstat().st_uid != os.geteuid():
+        return
+    with contextlib.suppress(FileNotFoundError, BlockingIOError), (directory / "lock").open("r") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(directory)
+
+
+def _remove(directory: Path) -> None:
+    remove_directory(directory / "postgres")
+    remove_directory(directory)

@@ -1,0 +1,213 @@
+import re
+
+import pytest
+from django.contrib import admin
+from django.contrib.admin.models import LogEntry
+from django.contrib.sessions.models import Session
+from django.urls import path, reverse
+from django.utils.timezone import now
+
+from audit.models import AuditEvent
+from keys import secrets, services
+from keys.models import ApiKey, KeySecret
+from tenants import services as tenant_services
+
+urlpatterns = [path("admin/", admin.site.urls)]
+
+pytestmark = [pytest.mark.urls(__name__), pytest.mark.django_db]
+
+NOWHERE = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}}
+LIST = "admin:keys_apikey_changelist"
+ADD = "admin:keys_apikey_add"
+CHANGE = "admin:keys_apikey_change"
+
+
+@pytest.fixture
+def admin_client(client, django_user_model):
+    """A signed-in superuser; by a password it would take as long as hashing one."""
+    client.force_login(django_user_model.objects.create(username="admin", is_staff=True, is_superuser=True))
+    return client
+
+
+@pytest.fixture
+def acme():
+    return tenant_services.create_tenant(slug="acme", name="ACME", actor="root")
+
+
+@pytest.fixture
+def key(acme):
+    key, _ = services.issue_key(tenant=acme, label="nightly", actor="root", models=["tiny:latest"])
+    return key
+
+
+def form(tenant, **fields):
+    usual = {"tenant": str(tenant.pk), "label": "nightly", "may_call": "silent", "listed": ""}
+    return usual | fields
+
+
+def issue(admin_client, tenant, **fields):
+    return admin_client.post(reverse(ADD), form(tenant, **fields))
+
+
+def test_issuing_a_key_shows_its_secret_once_and_keeps_it_nowhere(admin_client, acme):
+    page = issue(admin_client, acme)
+
+    assert page.status_code == 200
+    assert "no-store" in page["Cache-Control"]
+    (secret,) = re.findall(r"tg_[0-9A-Za-z]{58}", page.content.decode())
+    assert KeySecret.objects.get().digest == secrets.digest(secret)
+    assert AuditEvent.objects.get(action="key.issued").actor == "admin"
+
+    key = ApiKey.objects.get()
+    later = admin_client.get(reverse(CHANGE, args=[key.pk])).content.decode()
+    assert secret not in later
+    assert KeySecret.objects.get().digest not in later
+    assert KeySecret.objects.get().public_id in later
+    assert secret not in "".join(str(session.get_decoded()) for session in Session.objects.all())
+    assert secret not in "".join(str(vars(entry)) for entry in LogEntry.objects.all())
+    assert secret not in "".join(cookie.value for cookie in admin_client.cookies.values())
+
+
+def test_sending_the_form_again_issues_no_second_key(admin_client, acme):
+    issue(admin_client, acme)
+
+    again = issue(admin_client, acme)
+
+    assert "another live key with this label" in again.content.decode()
+    assert not re.search(r"tg_[0-9A-Za-z]{58}", again.content.decode())
+    assert ApiKey.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ({"may_call": "silent"}, (None, None)),
+        ({"may_call": "all"}, (True, None)),
+        (
+            {"may_call": "listed", "listed": "tiny:latest\r\nbig:70b, tiny:latest\r\n"},
+            (False, ["big:70b", "tiny:latest"]),
+        ),
+        ({"may_call": "listed"}, (False, [])),
+    ],
+)
+def test_the_form_keeps_silence_apart_from_an_empty_list(answer, expected, admin_client, acme):
+    issue(admin_client, acme, **answer)
+
+    key = ApiKey.objects.get()
+    assert (key.allow_all_models, key.models) == expected
+
+    shown = admin_client.get(reverse(CHANGE, args=[key.pk])).context["adminform"].form
+    assert shown["may_call"].value() == answer["may_call"]
+    assert shown["listed"].value().split() == (expected[1] or [])
+
+
+def test_a_list_that_would_not_count_is_refused(admin_client, acme):
+    page = issue(admin_client, acme, may_call="all", listed="tiny:latest")
+
+    assert "Only the listed models" in str(page.context["adminform"].form.errors["listed"])
+    assert not ApiKey.objects.exists()
+
+
+def test_a_member_of_another_tenant_is_refused(admin_client, acme):
+    globex = tenant_services.create_tenant(slug="globex", name="Globex", actor="root")
+    user = tenant_services.create_user(username="eve", email="", actor="root")
+    eve = tenant_services.add_member(tenant=globex, user=user, actor="root")
+
+    page = issue(admin_client, acme, member=str(eve.pk))
+
+    assert "belongs to another tenant" in page.content.decode()
+    assert not ApiKey.objects.exists()
+
+
+def test_a_change_goes_through_the_service_and_touches_nothing_else(admin_client, acme, key):
+    admin_client.post(
+        reverse(CHANGE, args=[key.pk]),
+        form(
+            acme,
+            label="weekly",
+            may_call="listed",
+            listed="tiny:latest",
+            **{"secrets-TOTAL_FORMS": "0", "secrets-INITIAL_FORMS": "0"},
+        ),
+    )
+
+    key.refresh_from_db()
+    event = AuditEvent.objects.get(action="key.changed")
+    assert (key.label, key.models) == ("weekly", ["tiny:latest"])
+    assert (event.actor, event.details["before"]) == ("admin", {"label": "nightly"})
+
+
+def test_revoking_asks_why_and_then_revokes(admin_client, acme, key):
+    chosen = {"action": "revoke", "_selected_action": [str(key.pk)]}
+
+    asked = admin_client.post(reverse(LIST), chosen)
+    assert "Reason, for the audit" in asked.content.decode()
+    assert "nightly" in asked.content.decode()
+    assert ApiKey.objects.get().revoked_at is None
+
+    done = admin_client.post(reverse(LIST), chosen | {"reason": "lost"}, follow=True)
+    key.refresh_from_db()
+    assert key.revoked_at is not None
+    assert AuditEvent.objects.get(action="key.revoked").reason == "lost"
+    assert "Revoked 1 of 1 keys" in done.content.decode()
+
+
+def test_revoking_without_redis_says_that_it_is_pending(settings, admin_client, key):
+    settings.CACHES = NOWHERE
+
+    done = admin_client.post(
+        reverse(LIST), {"action": "revoke", "_selected_action": [str(key.pk)], "reason": "lost"}, follow=True
+    )
+
+    assert "pending, because Redis cannot be reached" in done.content.decode()
+
+
+def test_nobody_deletes_a_key(admin_client, key):
+    assert (
+        admin_client.post(reverse("admin:keys_apikey_delete", args=[key.pk]), {"post": "yes"}).status_code
+        == 403
+    )
+    admin_client.post(
+        reverse(LIST), {"action": "delete_selected", "_selected_action": [str(key.pk)], "post": "yes"}
+    )
+
+    assert ApiKey.objects.count() == 1
+
+
+@pytest.mark.parametrize("query", [{"q": "night"}, {"q": "acme"}, {"q": "public id"}, {"state": "live"}])
+def test_a_key_is_found_by_label_tenant_public_id_and_state(query, admin_client, key):
+    if query.get("q") == "public id":
+        query = {"q": KeySecret.objects.get().public_id}
+    globex = tenant_services.create_tenant(slug="globex", name="Globex", actor="root")
+    gone, _ = services.issue_key(tenant=globex, label="gone", actor="root")
+    services.revoke_key(key=gone, actor="root", reason="lost")
+
+    page = admin_client.get(reverse(LIST), query)
+
+    assert [row.label for row in page.context["cl"].result_list] == ["nightly"]
+
+
+@pytest.mark.parametrize(
+    ("state", "labels"), [("expired", ["old"]), ("revoked", ["gone"]), ("live", ["new"])]
+)
+def test_keys_are_filtered_by_state(state, labels, admin_client, acme):
+    for label in ("new", "old", "gone"):
+        services.issue_key(tenant=acme, label=label, actor="root")
+    ApiKey.objects.filter(label="old").update(created_at="2020-01-01T00:00Z", expires_at=now())
+    services.revoke_key(key=ApiKey.objects.get(label="gone"), actor="root", reason="lost")
+
+    page = admin_client.get(reverse(LIST), {"state": state})
+
+    assert [row.label for row in page.context["cl"].result_list] == labels
+
+
+def test_the_list_asks_the_database_as_often_for_many_keys_as_for_one(
+    admin_client, acme, django_assert_max_num_queries
+):
+    user = tenant_services.create_user(username="ada", email="", actor="root")
+    member = tenant_services.add_member(tenant=acme, user=user, actor="root")
+    for number in range(20):
+        services.issue_key(tenant=acme, member=member, label=str(number), actor="root")
+
+    with django_assert_max_num_queries(8):
+        admin_client.get(reverse(LIST))
