@@ -21,8 +21,6 @@ from proxy.catalog import catalog  # noqa: E402
 from proxy.handler import ProxyHandler, Receive, Scope, Send  # noqa: E402
 from tenants import generations  # noqa: E402
 
-doors = ProxyHandler()
-
 background.add("models", catalog.keep_fresh)
 background.add("generations", generations.listen)
 background.add("running calls", running.watch)
@@ -37,18 +35,24 @@ background.add_last("connections to upstreams", upstream.close)
 DOORS = ("/v1", "/api", "//", "/./", "/../")
 
 
-async def application(scope: Scope, receive: Receive, send: Send) -> None:
-    """Give the request to the part of us that answers its path."""
-    if scope["type"] == "http":
-        background.start()
-        await _answer(scope, receive, send)
-    elif scope["type"] == "websocket":
-        await _refuse(scope, receive, send)
-    else:
-        await _live(receive, send)
+class Gateway:
+    """The application; ``doors`` answers the programs."""
+
+    def __init__(self, doors: ProxyHandler) -> None:
+        self._doors = doors
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Give the request to the part of us that answers its path."""
+        if scope["type"] == "http":
+            background.start()
+            await _answer(self._doors, scope, receive, send)
+        elif scope["type"] == "websocket":
+            await _refuse(scope, receive, send)
+        else:
+            await _live(receive, send)
 
 
-async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
+async def _answer(doors: ProxyHandler, scope: Scope, receive: Receive, send: Send) -> None:
     # A prefix is ours to set (FORCE_SCRIPT_NAME), not a server's or, through it, a client's.
     scope["root_path"] = ""
     path = scope["path"]
@@ -75,3 +79,6 @@ async def _live(receive: Receive, send: Send) -> None:
     health.readiness.draining = True
     await background.stop()
     await send({"type": "lifespan.shutdown.complete"})
+
+
+application = Gateway(ProxyHandler())

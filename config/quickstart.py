@@ -72,9 +72,9 @@ def _run(options: argparse.Namespace, data: DataDirectory) -> int:
         proven = _prove(environment, supervisor, model)
         if options.check:
             return 0 if proven else 1
-        _show_box(environment, remembered, data, model)
-        # Being stopped is how this is meant to end.
+        # Being stopped is how this is meant to end, from the first word of the box on.
         with contextlib.suppress(KeyboardInterrupt):
+            _show_box(environment, remembered, data, model)
             supervisor.watch()
     return 0
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+TURNS_TO_BEGIN = 10
+
 
 @dataclass(eq=False, slots=True)
 class _Connection:
@@ -70,6 +72,9 @@ class FaultProxy:
 
     async def _close(self) -> None:
         self._server.close()
+        # What was accepted last begins within a few turns, and only what has begun closes its socket.
+        for _ in range(TURNS_TO_BEGIN):
+            await asyncio.sleep(0)
         self._break_all()
         await asyncio.gather(*(one.task for one in self._connections), return_exceptions=True)
 
@@ -83,16 +88,13 @@ class FaultProxy:
         connection = _Connection(task)
         self._connections.add(connection)
         task.add_done_callback(lambda _: self._connections.discard(connection))
-        with contextlib.suppress(OSError, asyncio.CancelledError):
+        with contextlib.suppress(OSError, asyncio.CancelledError), contextlib.closing(writer):
             upstream_reader, upstream_writer = await asyncio.open_connection(*self._target)
-            try:
+            with contextlib.closing(upstream_writer):
                 await asyncio.gather(
                     self._pass_requests(connection, reader, upstream_writer),
                     self._pass_replies(connection, upstream_reader, writer),
                 )
-            finally:
-                upstream_writer.close()
-                writer.close()
 
     async def _pass_requests(
         self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -1,7 +1,6 @@
 """The whole application, with the views of ``tests.server_urls`` behind the doors."""
 
-from config import asgi
+from config.asgi import Gateway
 from proxy.handler import ProxyHandler
 
-asgi.doors = ProxyHandler("tests.server_urls")
-application = asgi.application
+application = Gateway(ProxyHandler("tests.server_urls"))

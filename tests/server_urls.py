@@ -93,7 +93,9 @@ async def streams_blocking(request: HttpRequest) -> StreamingHttpResponse:
 async def open_tasks(request: HttpRequest) -> JsonResponse:
     """How many applications are running, this one included."""
     running = [
-        task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__name__", "") == "application"
+        task
+        for task in asyncio.all_tasks()
+        if getattr(task.get_coro(), "__qualname__", "") == "Gateway.__call__"
     ]
     return JsonResponse({"tasks": len(running)})
 
