@@ -7,7 +7,9 @@ runs one with ``run``, blocking code with ``run_now``; both send the same.
 from __future__ import annotations
 
 import hashlib
+import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +34,10 @@ CLOCK = f"{PARTITION}:clock"
 GRACE_SECONDS = 35 * 86_400
 
 Kind = Literal["budget", "rate", "leases"]
+# What reserve.lua and settle.lua call the kinds.
+NUMBERS_OF_KINDS: dict[Kind, int] = {"budget": 0, "rate": 1, "leases": 2}
+# What stands there for a number that is missing or endless.
+NONE = -1
 
 
 def hold_key(request_id: UUID | str) -> str:
@@ -87,6 +93,11 @@ ACKNOWLEDGE = _read("acknowledge")
 REBUILD = _read("rebuild")
 
 SCRIPTS = (RESERVE, HEARTBEAT, RESTORE, SETTLE, ACKNOWLEDGE, REBUILD)
+
+
+def packed(numbers: Sequence[float]) -> bytes:
+    """Numbers as the scripts unpack them: little-endian doubles, exact for whole ones below 2^53."""
+    return struct.pack(f"<{len(numbers)}d", *numbers)
 
 
 async def run(script: Script, keys: list[str], *arguments: Any) -> Any:

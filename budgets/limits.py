@@ -6,9 +6,11 @@ import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import timedelta
+from math import inf
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+import orjson
 from asgiref.sync import sync_to_async
 from django.db import Error as DatabaseError
 from django.db import connection, transaction
@@ -16,7 +18,7 @@ from django.db.models import Q
 from django.utils.timezone import now as utc_now
 
 from budgets import periods
-from budgets.counters import Counter, Kind
+from budgets.counters import NONE, NUMBERS_OF_KINDS, Counter, Kind
 from budgets.exceptions import CountersUnavailable
 from budgets.models import Budget, Measure, Price, RateLimit, ScopedRow
 from budgets.pricing import PinnedPrice
@@ -74,6 +76,59 @@ class Limit:
         return self.model in ("", model) and self.upstream in ("", upstream)
 
 
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """The limits of some calls and the counters of the present periods, side by side.
+
+    ``keys`` are the counters' names. ``as_json`` is what the ledger has to know
+    of the counters. ``terms`` is what reserve.lua has to know of each: kind,
+    limit and whether it may refuse; start, end (ms) and expiry of its period.
+    """
+
+    limits: tuple[Limit, ...]
+    counters: tuple[Counter, ...]
+    keys: list[str]
+    as_json: orjson.Fragment
+    terms: list[tuple[tuple[int, int, int], tuple[int, int, int]]]
+    _since_ms: float
+    _until_ms: float
+
+    @classmethod
+    def of(cls, limits: tuple[Limit, ...], now_ms: float) -> Counting:
+        counters = tuple(limit.counter(now_ms) for limit in limits)
+        return cls(
+            limits=limits,
+            counters=counters,
+            keys=[counter.key for counter in counters],
+            as_json=orjson.Fragment(orjson.dumps([counter.as_list() for counter in counters])),
+            terms=[
+                (
+                    (
+                        NUMBERS_OF_KINDS[limit.kind],
+                        NONE if limit.limit is None else limit.limit,
+                        int(limit.hard),
+                    ),
+                    (
+                        NONE if counter.start is None else counter.start * 1000,
+                        NONE if counter.end is None else counter.end * 1000,
+                        counter.expires or NONE,
+                    ),
+                )
+                for limit, counter in zip(limits, counters, strict=True)
+            ],
+            _since_ms=max(
+                (counter.start * 1000 for counter in counters if counter.start is not None), default=-inf
+            ),
+            _until_ms=min(
+                (counter.end * 1000 for counter in counters if counter.end is not None), default=inf
+            ),
+        )
+
+    def is_of(self, now_ms: float) -> bool:
+        """Whether every period is the present one."""
+        return self._since_ms <= now_ms < self._until_ms
+
+
 @dataclass(slots=True)
 class Limits:
     """All that can limit one caller, read at one moment.
@@ -84,16 +139,15 @@ class Limits:
 
     limits: tuple[Limit, ...]
     prices: dict[str, list[tuple[int, PinnedPrice]]]
-    _of_calls: dict[tuple[str, str], tuple[Limit, ...]] = field(default_factory=dict, repr=False)
+    _countings: dict[tuple[str, str], Counting] = field(default_factory=dict, repr=False)
 
-    def of_call(self, model: str, upstream: str) -> tuple[Limit, ...]:
-        """What limits a call to ``model`` (its canonical name) at ``upstream``."""
-        try:
-            return self._of_calls[model, upstream]
-        except KeyError:
+    def counting(self, model: str, upstream: str, now_ms: float) -> Counting:
+        """What limits a call to ``model`` (its canonical name) at ``upstream``, and its counters."""
+        known = self._countings.get((model, upstream))
+        if known is None or not known.is_of(now_ms):
             applying = tuple(limit for limit in self.limits if limit.applies_to(model, upstream))
-            self._of_calls[model, upstream] = applying
-            return applying
+            known = self._countings[model, upstream] = Counting.of(applying, now_ms)
+        return known
 
     def price_of(self, model: str, now_ms: float) -> PinnedPrice | None:
         """The price of ``model`` now; None if nobody has set one."""

@@ -28,11 +28,13 @@ from budgets.counters import (
     EPOCH,
     GENERATIONS,
     HOLDS,
+    NONE,
     RESERVE,
     SETTLED,
     Counter,
     clock,
     hold_key,
+    packed,
     run,
 )
 from budgets.epochs import expected
@@ -48,7 +50,7 @@ from budgets.exceptions import (
     StaleCaller,
     TooLarge,
 )
-from budgets.limits import Limit, limits_for
+from budgets.limits import Counting, Limit, limits_for
 from budgets.pricing import PinnedPrice
 from budgets.settlements import Moments, Settlement, settlement
 from keys.verification import Caller
@@ -164,16 +166,16 @@ async def reserve(caller: Caller, demand: Demand) -> Reservation:
     if demand.input_tokens > LARGEST_TOKENS or demand.output_tokens > LARGEST_TOKENS:
         raise TooLarge
     limits = await limits_for(caller)
-    applying = limits.of_call(demand.model, demand.upstream)
     for _ in range(ATTEMPTS):
         now_ms = clock.now_ms()
+        counting = limits.counting(demand.model, demand.upstream, now_ms)
+        applying, counters = counting.limits, counting.counters
         price = limits.price_of(demand.model, now_ms)
         if price is None and any(limit.hard and limit.unit == "micro_usd" for limit in applying):
             raise PriceMissing
-        counters = tuple(limit.counter(now_ms) for limit in applying)
-        charges = tuple(charge(limit.unit, demand.input_tokens, price) for limit in applying)
-        call = _facts(caller, demand, counters, price)
-        reply = await _run_reserve(caller, demand, applying, counters, charges, price, call)
+        charges = tuple([charge(limit.unit, demand.input_tokens, price) for limit in applying])
+        call = _facts(caller, demand, counting, price)
+        reply = await _run_reserve(caller, demand, counting, charges, price, call)
         status, _, redis_ms, cap, capped, refused, figures = reply
         if status == b"held":
             return Reservation(
@@ -206,22 +208,18 @@ async def look(caller: Caller) -> list[Standing]:
     the limits themselves.
     """
     limits = await limits_for(caller)
-    applying = limits.of_call("", "")
-    charges = (FREE,) * len(applying)
     for _ in range(ATTEMPTS):
-        counters = tuple(limit.counter(clock.now_ms()) for limit in applying)
+        counting = limits.counting("", "", clock.now_ms())
         request_id = str(new_id())
-        keys = [hold_key(request_id), HOLDS, EPOCH, GENERATIONS, SETTLED, DRAINED, CLOCK]
-        keys += [counter.key for counter in counters]
-        terms = _terms(caller, applying, counters, charges)
+        terms = _terms(caller, counting, (FREE,) * len(counting.limits))
         try:
-            reply = await run(RESERVE, keys, request_id, b"", orjson.dumps(terms))
+            reply = await run(RESERVE, _keys(request_id, counting), request_id, b"", *terms)
         except RedisError as exc:
             raise CountersUnavailable from exc
         status, _, redis_ms, _, _, seen, figures = reply
         clock.learn(redis_ms)
         if status == b"seen":
-            return _standing(applying, counters, figures, redis_ms)
+            return _standing(counting.limits, counting.counters, figures, redis_ms)
         if status == b"moved" or (status == b"epoch" and await expected.confirms(seen[0].decode())):
             continue
         raise _refusal(status)
@@ -243,22 +241,17 @@ def _refusal(status: bytes) -> Exception:
 async def _run_reserve(
     caller: Caller,
     demand: Demand,
-    limits: tuple[Limit, ...],
-    counters: tuple[Counter, ...],
+    counting: Counting,
     charges: tuple[Charge, ...],
     price: PinnedPrice | None,
     call: bytes,
 ) -> Any:
     request_id = str(demand.request_id)
-    keys = [hold_key(request_id), HOLDS, EPOCH, GENERATIONS, SETTLED, DRAINED, CLOCK]
-    keys += [counter.key for counter in counters]
-    terms = _terms(caller, limits, counters, charges) | {
-        "lease_ms": settings.LEASE_SECONDS * 1000,
-        "output": demand.output_tokens,
-        "least": demand.least_output,
-    }
+    terms = _terms(
+        caller, counting, charges, settings.LEASE_SECONDS * 1000, demand.output_tokens, demand.least_output
+    )
     try:
-        reply = await run(RESERVE, keys, request_id, call, orjson.dumps(terms))
+        reply = await run(RESERVE, _keys(request_id, counting), request_id, call, *terms)
     except ResponseError as exc:
         # Redis said no, as when its memory is full: nothing was written.
         logger.warning("reserve failed: %s", exc)
@@ -267,7 +260,7 @@ async def _run_reserve(
         # The hold may have been written all the same, and nobody will use it.
         _take_back(
             settlement(
-                request_id=request_id, mode="void", call=call, counters=counters, price=price,
+                request_id=request_id, mode="void", call=call, counters=counting.counters, price=price,
                 input_bound=0, output_cap=0, admitted_ms=int(clock.now_ms()), usage=None,
                 outcome="void", status=503, moments=Moments(),
             )
@@ -281,33 +274,36 @@ async def _run_reserve(
     return reply
 
 
+def _keys(request_id: str, counting: Counting) -> list[str]:
+    return [hold_key(request_id), HOLDS, EPOCH, GENERATIONS, SETTLED, DRAINED, CLOCK, *counting.keys]
+
+
 def _terms(
-    caller: Caller, limits: tuple[Limit, ...], counters: tuple[Counter, ...], charges: tuple[Charge, ...]
-) -> dict[str, Any]:
-    """What ``reserve.lua`` has to know of a caller and its counters; without more, it only looks."""
-    return {
-        "epoch": expected.epoch,
-        "tenant": caller.tenant_id.hex,
-        "tenant_generation": caller.tenant_generation,
-        "platform_generation": caller.platform_generation,
-        "expires_ms": caller.expires_at_ms or False,
-        "backlog": settings.MAX_BACKLOG,
-        "counters": [
-            (
-                limit.kind,
-                False if limit.limit is None else limit.limit,
-                limit.hard,
-                *cost,
-                False if counter.start is None else counter.start * 1000,
-                False if counter.end is None else counter.end * 1000,
-                counter.expires,
-            )
-            for limit, counter, cost in zip(limits, counters, charges, strict=True)
-        ],
-    }
+    caller: Caller,
+    counting: Counting,
+    charges: tuple[Charge, ...],
+    lease_ms: int = NONE,
+    output: int = 0,
+    least: int = 0,
+) -> tuple[str, str, bytes]:
+    """What ``reserve.lua`` has to know of a caller and its counters; without a lease, it only looks."""
+    numbers: list[float] = [
+        caller.tenant_generation,
+        caller.platform_generation,
+        caller.expires_at_ms or NONE,
+        settings.MAX_BACKLOG,
+        lease_ms,
+        output,
+        least,
+    ]
+    for (what, when), cost in zip(counting.terms, charges, strict=True):
+        numbers += what
+        numbers += cost
+        numbers += when
+    return expected.epoch, caller.tenant_id.hex, packed(numbers)
 
 
-def _facts(caller: Caller, demand: Demand, counters: tuple[Counter, ...], price: PinnedPrice | None) -> bytes:
+def _facts(caller: Caller, demand: Demand, counting: Counting, price: PinnedPrice | None) -> bytes:
     """What the ledger has to know of a call, as JSON."""
     return orjson.dumps(
         {
@@ -329,7 +325,7 @@ def _facts(caller: Caller, demand: Demand, counters: tuple[Counter, ...], price:
             "stream": demand.stream,
             "input_bound": demand.input_tokens,
             "price": None if price is None else (price.id, price.input, price.cached, price.output),
-            "counters": [counter.as_list() for counter in counters],
+            "counters": counting.as_json,
         }
     )
 

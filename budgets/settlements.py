@@ -14,7 +14,20 @@ from typing import Any, Literal
 import orjson
 
 from budgets.charges import NOTHING, Usage, used, within
-from budgets.counters import HOLDS, SETTLE, SETTLED, STOPS, USAGE, Counter, hold_key, run, run_now
+from budgets.counters import (
+    HOLDS,
+    NONE,
+    NUMBERS_OF_KINDS,
+    SETTLE,
+    SETTLED,
+    STOPS,
+    USAGE,
+    Counter,
+    hold_key,
+    packed,
+    run,
+    run_now,
+)
 from budgets.pricing import PinnedPrice
 
 # How long a repeat still finds that the call has ended.
@@ -59,15 +72,10 @@ class Settlement:
         return keys + [counter.key for counter in self.counters]
 
     def _arguments(self) -> list[Any]:
-        terms = {
-            "admitted_ms": self.admitted_ms,
-            "kept_s": MARK_OF_VOID_SECONDS if self.mode == "void" else MARK_SECONDS,
-            "counters": [
-                (counter.kind, amount, counter.expires)
-                for counter, amount in zip(self.counters, self.amounts, strict=True)
-            ],
-        }
-        return [self.request_id, self.mode, self.call, self.end, orjson.dumps(terms)]
+        terms = [self.admitted_ms, MARK_OF_VOID_SECONDS if self.mode == "void" else MARK_SECONDS]
+        for counter, amount in zip(self.counters, self.amounts, strict=True):
+            terms += (NUMBERS_OF_KINDS[counter.kind], amount, counter.expires or NONE)
+        return [self.request_id, self.mode, self.call, self.end, packed(terms)]
 
     def as_json(self) -> dict[str, Any]:
         """For the spool; ``from_json`` reads it back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from typing import Any
@@ -75,7 +76,7 @@ async def admit(secret: str, **demand: Any) -> Reservation:
 
 
 def names(limits: Limits, model: str = MODEL, upstream: str = UPSTREAM) -> list[str]:
-    return sorted(limit.name for limit in limits.of_call(model, upstream))
+    return sorted(limit.name for limit in limits.counting(model, upstream, time.time() * 1000).limits)
 
 
 def test_a_caller_is_limited_by_all_that_stands_above_and_nothing_else(acme: Tenant) -> None:

@@ -355,12 +355,11 @@ def test_a_used_up_budget_tells_when_it_is_whole_again() -> None:
 
 def test_what_remains_is_negative_after_the_limit_was_lowered() -> None:
     budget = a_budget(1000)
-    caller = ada(budget)
-    admit(caller, input_tokens=10, output_tokens=100)
+    admit(ada(budget), input_tokens=10, output_tokens=100)
     budget.limit = 50
 
     with pytest.raises(BudgetExhausted) as caught:
-        admit(caller)
+        admit(ada(budget))
 
     assert caught.value.standing[0].remaining == -60
 

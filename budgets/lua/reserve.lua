@@ -10,20 +10,16 @@
 -- KEYS[8..]   the counters
 -- ARGV[1]     request id
 -- ARGV[2]     what is known of the call, JSON; kept in the hold for whoever settles it
--- ARGV[3]     the terms, JSON; what is missing or endless is false:
---             epoch               the counters must have
---             tenant              subject of the tenant among the generations
---             tenant_generation, platform_generation   of the caller's snapshot
---             expires_ms          since 1970, when the key expires, or false
---             backlog             records that may wait for the ledger
---             lease_ms            how long the hold lasts without a heartbeat; without one, we only look
---             output, least       tokens wished for, and with which the call is still of use
---             counters            one list for each counter:
---                                 kind (budget, rate, leases); limit or false; whether it may refuse;
---                                 whole, rest, rate, per of the charge
---                                 whole + ceil((rest + output * rate) / per); start and end of a
---                                 budget's period, ms, or false; s since 1970 at which its counter
---                                 may go, or false
+-- ARGV[3]     the epoch that the counters must have
+-- ARGV[4]     subject of the tenant among the generations
+-- ARGV[5]     numbers, little-endian doubles; what is missing or endless is -1:
+--             generations of the tenant and the platform in the caller's snapshot; ms since 1970
+--             at which the key expires; records that may wait for the ledger; ms the hold lasts
+--             without a heartbeat, -1 to only look; output tokens wished for, and those with
+--             which the call is still of use; then ten for each counter:
+--             kind (0 budget, 1 rate, 2 leases); limit; whether it may refuse (1 or 0); whole,
+--             rest, rate, per of the charge whole + ceil((rest + output * rate) / per); start
+--             and end of a budget's period, ms; s since 1970 at which its counter may go
 --
 -- Returns {status, request id, now in ms, output cap, the counter that capped it or 0,
 --          {the counters that refused it}, {used, held, wait in ms for each counter}}.
@@ -42,75 +38,91 @@
 
 -- The whole second in which the oldest call came still counts, so no 60 s ever hold more than the limit.
 local WINDOW = 61
+local BUDGET, RATE = 0, 1
+local BEFORE, EACH = 7, 10
 
 local time = redis.call('TIME')
 local second = tonumber(time[1])
 local now = second * 1000 + math.floor(tonumber(time[2]) / 1000)
 
-local terms = cjson.decode(ARGV[3])
-local counters = {}
-for i, fields in ipairs(terms.counters) do
-  counters[i] = {
-    key = KEYS[7 + i], kind = fields[1], limit = fields[2], hard = fields[3],
-    whole = fields[4], rest = fields[5], rate = fields[6], per = fields[7],
-    starts = fields[8], ends = fields[9], expires = fields[10],
-    used = 0, held = 0, wait = 0,
-  }
+-- Read as one value of 8 bytes after the other: decoding JSON costs more than all the rest.
+local terms = {struct.unpack('<' .. string.rep('d', #ARGV[5] / 8), ARGV[5])}
+local last = #KEYS - 7
+-- Used, held and wait of each counter.
+local figures = {}
+for i = 1, 3 * last do
+  figures[i] = 0
 end
+-- Of a budget whether it is new; of a rate its oldest second, what the present one has,
+-- the seconds in the window and those that have left it.
+local new, oldest, present, seconds, old = {}, {}, {}, {}, {}
 
-local function amount(counter, output)
-  local dividend = counter.rest + output * counter.rate
-  local left = math.fmod(dividend, counter.per)
-  return counter.whole + (dividend - left) / counter.per + (left > 0 and 1 or 0)
+-- What output tokens cost the counter whose terms stand behind ``at``.
+local function amount(at, output)
+  local dividend, per = terms[at + 5] + output * terms[at + 6], terms[at + 7]
+  if per == 1 then
+    return terms[at + 4] + dividend
+  end
+  local left = math.fmod(dividend, per)
+  return terms[at + 4] + (dividend - left) / per + (left > 0 and 1 or 0)
 end
 
 -- Of the seconds of a rate, add up those in the window and list the others.
-local function add_up(counter)
-  counter.seconds, counter.old, counter.used, counter.oldest = {}, {}, 0, nil
-  local fields = redis.call('HGETALL', counter.key)
-  for i = 1, #fields, 2 do
-    local start = tonumber(fields[i])
+local function add_up(i)
+  local sum, first = 0, nil
+  seconds[i], old[i] = {}, {}
+  local fields = redis.call('HGETALL', KEYS[7 + i])
+  for n = 1, #fields, 2 do
+    local start = tonumber(fields[n])
     if start and start + WINDOW <= second then
-      table.insert(counter.old, fields[i])
+      table.insert(old[i], fields[n])
     elseif start then
-      counter.seconds[start] = tonumber(fields[i + 1])
-      counter.used = counter.used + counter.seconds[start]
-      counter.oldest = math.min(counter.oldest or start, start)
+      seconds[i][start] = tonumber(fields[n + 1])
+      sum = sum + seconds[i][start]
+      first = math.min(first or start, start)
     end
+  end
+  figures[3 * i - 2], oldest[i] = sum, first
+end
+
+local function read(i)
+  local key, kind = KEYS[7 + i], terms[BEFORE + EACH * (i - 1) + 1]
+  if kind == BUDGET then
+    local found = redis.call('HMGET', key, 'used', 'held')
+    new[i] = not found[1] and not found[2]
+    figures[3 * i - 2], figures[3 * i - 1] = tonumber(found[1] or 0), tonumber(found[2] or 0)
+  elseif kind == RATE then
+    local found = redis.call('HMGET', key, 'sum', 'oldest', second)
+    figures[3 * i - 2], oldest[i], present[i] = tonumber(found[1] or 0), tonumber(found[2]), found[3]
+    if not oldest[i] or oldest[i] + WINDOW <= second then
+      add_up(i)
+    end
+    if oldest[i] then
+      figures[3 * i] = (oldest[i] + WINDOW) * 1000 - now
+    end
+  else
+    figures[3 * i - 2] = redis.call('ZCOUNT', key, '(' .. now, '+inf')
   end
 end
 
-local function read(counter)
-  if counter.kind == 'budget' then
-    local figures = redis.call('HMGET', counter.key, 'used', 'held')
-    counter.new = not figures[1] and not figures[2]
-    counter.used, counter.held = tonumber(figures[1] or 0), tonumber(figures[2] or 0)
-  elseif counter.kind == 'rate' then
-    local figures = redis.call('HMGET', counter.key, 'sum', 'oldest', second)
-    counter.used, counter.oldest, counter.present = tonumber(figures[1]), tonumber(figures[2]), figures[3]
-    if not counter.oldest or counter.oldest + WINDOW <= second then
-      add_up(counter)
-    end
-    if counter.oldest then
-      counter.wait = (counter.oldest + WINDOW) * 1000 - now
-    end
-  else
-    counter.used = redis.call('ZCOUNT', counter.key, '(' .. now, '+inf')
+local function read_all()
+  for i = 1, last do
+    read(i)
   end
 end
 
 -- How long until enough has left the window for a charge to fit; -1: it never will.
-local function wait_for(counter, charge)
-  add_up(counter)
+local function wait_for(i, charge, limit)
+  add_up(i)
   local starts = {}
-  for start in pairs(counter.seconds) do
+  for start in pairs(seconds[i]) do
     table.insert(starts, start)
   end
   table.sort(starts)
-  local used = counter.used
+  local used = figures[3 * i - 2]
   for _, start in ipairs(starts) do
-    used = used - counter.seconds[start]
-    if used + charge <= counter.limit then
+    used = used - seconds[i][start]
+    if used + charge <= limit then
       return (start + WINDOW) * 1000 - now
     end
   end
@@ -118,20 +130,12 @@ local function wait_for(counter, charge)
 end
 
 local function answer(status, cap, capped, refused)
-  local figures = {}
-  for _, counter in ipairs(counters) do
-    table.insert(figures, counter.used)
-    table.insert(figures, counter.held)
-    table.insert(figures, counter.wait)
-  end
   return {status, ARGV[1], now, cap or 0, capped or 0, refused or {}, figures}
 end
 
 local hold = redis.call('HMGET', KEYS[1], 'state', 'cap', 'capped')
 if hold[1] == 'held' then
-  for _, counter in ipairs(counters) do
-    read(counter)
-  end
+  read_all()
   return answer('held', tonumber(hold[2]), tonumber(hold[3]))
 elseif hold[1] then
   return answer('settled')
@@ -143,46 +147,47 @@ local epoch, handed, taken = marks[1], tonumber(marks[2] or 0), tonumber(marks[3
 if now + 1000 < tonumber(marks[4] or 0) then
   return answer('clock')
 end
-if epoch ~= terms.epoch then
+if epoch ~= ARGV[3] then
   return answer('epoch', 0, 0, {epoch or ''})
 end
-local generations = redis.call('ZMSCORE', KEYS[4], terms.tenant, 'platform')
-if tonumber(generations[1] or -1) ~= terms.tenant_generation
-  or tonumber(generations[2] or -1) ~= terms.platform_generation then
+local generations = redis.call('ZMSCORE', KEYS[4], ARGV[4], 'platform')
+if tonumber(generations[1] or -1) ~= terms[1] or tonumber(generations[2] or -1) ~= terms[2] then
   return answer('stale')
 end
-if terms.expires_ms and now >= terms.expires_ms then
+if terms[3] >= 0 and now >= terms[3] then
   return answer('expired')
 end
-for _, counter in ipairs(counters) do
-  if counter.kind == 'budget' and (now < counter.starts or (counter.ends and now >= counter.ends)) then
+for i = 1, last do
+  local at = BEFORE + EACH * (i - 1)
+  if terms[at + 1] == BUDGET and (now < terms[at + 8] or (terms[at + 9] >= 0 and now >= terms[at + 9])) then
     return answer('moved')
   end
 end
-if not terms.lease_ms then
-  for _, counter in ipairs(counters) do
-    read(counter)
-  end
+local lease = terms[5]
+if lease < 0 then
+  read_all()
   return answer('seen')
 end
-if handed - taken >= terms.backlog then
+if handed - taken >= terms[4] then
   return answer('backlog')
 end
 
-local output, least, capped = terms.output, terms.least, 0
+local output, least, capped = terms[6], terms[7], 0
 local refused = {}
-for i, counter in ipairs(counters) do
-  read(counter)
-  if counter.hard and counter.limit then
-    local room = counter.limit - counter.used - counter.held
-    if amount(counter, least) > room then
+for i = 1, last do
+  read(i)
+  local at = BEFORE + EACH * (i - 1)
+  local limit = terms[at + 2]
+  if limit >= 0 and terms[at + 3] == 1 then
+    local room = limit - figures[3 * i - 2] - figures[3 * i - 1]
+    if amount(at, least) > room then
       table.insert(refused, i)
-      if counter.kind == 'rate' then
-        counter.wait = wait_for(counter, amount(counter, least))
+      if terms[at + 1] == RATE then
+        figures[3 * i] = wait_for(i, amount(at, least), limit)
       end
-    elseif amount(counter, output) > room then
-      local dividend = (room - counter.whole) * counter.per - counter.rest
-      output = (dividend - math.fmod(dividend, counter.rate)) / counter.rate
+    elseif amount(at, output) > room then
+      local dividend = (room - terms[at + 4]) * terms[at + 7] - terms[at + 5]
+      output = (dividend - math.fmod(dividend, terms[at + 6])) / terms[at + 6]
       capped = i
     end
   end
@@ -191,35 +196,36 @@ if #refused > 0 then
   return answer('refused', 0, 0, refused)
 end
 
-local deadline = now + terms.lease_ms
+local deadline = now + lease
 local amounts = {}
-for i, counter in ipairs(counters) do
-  local charge = amount(counter, output)
-  amounts[i] = string.format('%.0f', charge)
-  if counter.kind == 'budget' then
-    redis.call('HINCRBY', counter.key, 'held', charge)
-    if counter.new and counter.expires then
+for i = 1, last do
+  local at, key = BEFORE + EACH * (i - 1), KEYS[7 + i]
+  local kind, charge = terms[at + 1], amount(at, output)
+  amounts[i] = string.format('%d', charge)
+  if kind == BUDGET then
+    figures[3 * i - 1] = redis.call('HINCRBY', key, 'held', amounts[i])
+    if new[i] and terms[at + 10] >= 0 then
       -- Once: a counter in use must end with its period all the same.
-      redis.call('EXPIREAT', counter.key, counter.expires)
+      redis.call('EXPIREAT', key, terms[at + 10])
     end
-    counter.held = counter.held + charge
-  elseif counter.kind == 'rate' then
-    if counter.old and #counter.old > 0 then
-      redis.call('HDEL', counter.key, unpack(counter.old))
+  elseif kind == RATE then
+    if old[i] and #old[i] > 0 then
+      redis.call('HDEL', key, unpack(old[i]))
     end
-    counter.used, counter.oldest = counter.used + charge, math.min(counter.oldest or second, second)
-    redis.call('HSET', counter.key, 'sum', counter.used, 'oldest', counter.oldest,
-      second, (counter.present or 0) + charge)
-    if not counter.present then
-      redis.call('EXPIRE', counter.key, 2 * WINDOW)
+    local sum = figures[3 * i - 2] + charge
+    figures[3 * i - 2] = sum
+    redis.call('HSET', key, 'sum', sum, 'oldest', math.min(oldest[i] or second, second),
+      second, (present[i] or 0) + charge)
+    if not present[i] then
+      redis.call('EXPIRE', key, 2 * WINDOW)
     end
-    if counter.wait == 0 then
-      counter.wait = (second + WINDOW) * 1000 - now
+    if figures[3 * i] == 0 then
+      figures[3 * i] = (second + WINDOW) * 1000 - now
     end
   else
-    redis.call('ZREMRANGEBYSCORE', counter.key, '-inf', now)
-    redis.call('ZADD', counter.key, deadline, ARGV[1])
-    counter.used = counter.used + 1
+    redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
+    redis.call('ZADD', key, deadline, ARGV[1])
+    figures[3 * i - 2] = figures[3 * i - 2] + 1
   end
 end
 redis.call('HSET', KEYS[1], 'state', 'held', 'call', ARGV[2], 'cap', output, 'capped', capped,

@@ -10,11 +10,10 @@
 -- ARGV[2]     how it ends: settle; sweep, if its owner is gone; void, if it was never answered
 -- ARGV[3]     what is known of the call, JSON
 -- ARGV[4]     how it ended, JSON
--- ARGV[5]     the terms, JSON:
---             admitted_ms   since 1970, when the call was admitted
---             kept_s        how long the mark of its end is kept
---             counters      one list for each counter: kind (budget, rate, leases); amount used;
---                           s since 1970 at which a budget's counter may go, or false for never
+-- ARGV[5]     numbers, little-endian doubles: ms since 1970 at which the call was admitted; s for
+--             which the mark of its end is kept; then three for each counter: kind (0 budget,
+--             1 rate, 2 leases); amount used; s since 1970 at which a budget's counter may go,
+--             -1 for never
 --
 -- The record is a stream entry with the fields request, kind, at (ms), call and
 -- end; its kind is usage, late when the hold was gone, or adjustment when the
@@ -27,10 +26,11 @@
 --
 -- The first end counts, whatever a repeat says; a sweep gives way to the owner.
 
+local BUDGET, RATE = 0, 1
+
 local hold = redis.call('HMGET', KEYS[1], 'state', 'amounts', 'end')
 local state = hold[1] or 'missing'
 local mode = ARGV[2]
-local terms = cjson.decode(ARGV[5])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -41,35 +41,40 @@ if mode == 'sweep' and (state ~= 'held' or now < tonumber(redis.call('ZSCORE', K
   return 'running'
 end
 
+local terms = {struct.unpack('<' .. string.rep('d', #ARGV[5] / 8), ARGV[5])}
 local booked = {}
 for figure in string.gmatch(hold[2] or '', '%S+') do
   table.insert(booked, tonumber(figure))
 end
 
-local second = math.floor(terms.admitted_ms / 1000)
+local second = math.floor(terms[1] / 1000)
 local amounts = {}
-for i, fields in ipairs(terms.counters) do
+for i = 1, #KEYS - 5 do
   local key, before = KEYS[5 + i], booked[i] or 0
-  local kind, amount, expires = fields[1], fields[2], fields[3]
-  amounts[i] = string.format('%.0f', amount)
+  local kind, amount, expires = terms[3 * i], terms[3 * i + 1], terms[3 * i + 2]
+  amounts[i] = string.format('%d', amount)
   if mode == 'void' and state == 'missing' then
     -- The reserve whose answer was lost never came, and the mark keeps it out.
-  elseif kind == 'budget' then
-    local figures = redis.call('HMGET', key, 'used', 'held')
+  elseif kind == BUDGET then
+    local used, held
     if state == 'held' then
-      redis.call('HSET', key, 'used', (figures[1] or 0) + amount, 'held', (figures[2] or 0) - before)
+      used = redis.call('HINCRBY', key, 'used', amounts[i])
+      held = redis.call('HINCRBY', key, 'held', string.format('%d', -before))
     else
-      redis.call('HSET', key, 'used', (figures[1] or 0) + amount - before)
+      used = redis.call('HINCRBY', key, 'used', string.format('%d', amount - before))
     end
-    if expires and not figures[1] and not figures[2] then
+    if expires >= 0 and (used == amount or (held or 0) < 0) then
+      -- It was new, or may have been.
       redis.call('EXPIREAT', key, expires)
     end
-  elseif kind == 'rate' then
+  elseif kind == RATE then
     -- A second that is gone has left the window; one that never was counts nothing.
-    local figures = redis.call('HMGET', key, second, 'sum')
-    if figures[1] and state ~= 'missing' then
-      local after = math.max(0, figures[1] + amount - before)
-      redis.call('HSET', key, second, after, 'sum', (figures[2] or 0) + after - figures[1])
+    if amount ~= before and state ~= 'missing' then
+      local figures = redis.call('HMGET', key, second, 'sum')
+      if figures[1] then
+        local after = math.max(0, figures[1] + amount - before)
+        redis.call('HSET', key, second, after, 'sum', (figures[2] or 0) + after - figures[1])
+      end
     end
   else
     redis.call('ZREM', key, ARGV[1])
@@ -88,7 +93,7 @@ if mode == 'sweep' then
 else
   redis.call('HSET', KEYS[1], 'state', mode == 'void' and 'void' or 'settled')
 end
-redis.call('EXPIRE', KEYS[1], terms.kept_s)
+redis.call('EXPIRE', KEYS[1], terms[2])
 if record ~= 'void' then
   redis.call('INCR', KEYS[4])
   local entry = {'request', ARGV[1], 'kind', record, 'at', now, 'call', ARGV[3], 'end', ARGV[4]}
