@@ -2,26 +2,40 @@
 
 ``budgets.rebuild`` makes a new one whenever counters have been set from the
 ledger. Counters with another mark, or none, are not to be believed.
+
+A process that starts while PostgreSQL is away believes those that run: each
+vouches in Redis, for a minute at a time, for the mark it knows. What Redis has
+from an old backup nobody has vouched for lately.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+from dataclasses import dataclass
 
-from asgiref.sync import sync_to_async
-from django.db import Error as DatabaseError
-from django.db import connection
-
+from budgets.counters import EPOCH
 from budgets.models import CounterEpoch
 from budgets.single_flight import SingleFlight
+from tenants import snapshots
+from tenants.database import DatabaseError
+from tenants.redis import RedisError, redis_async
 
 logger = logging.getLogger(__name__)
 
-LOAD_SECONDS = 3.0
+VOUCHED_SECONDS = 60
+VOUCH_EVERY_SECONDS = 5.0
 # However many calls find one and the same mark wrong, PostgreSQL is asked this often.
 ASK_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Vouched:
+    """The epoch that a running process knows."""
+
+    epoch: str
 
 
 class Expected:
@@ -45,18 +59,24 @@ class Expected:
 
     async def _ask(self) -> None:
         try:
-            async with asyncio.timeout(LOAD_SECONDS):
-                self.epoch = await sync_to_async(_read, thread_sensitive=False)()
-        except (DatabaseError, TimeoutError) as exc:
+            vouched = await snapshots.kept("epoch", "counters", Vouched)
+            self.epoch = (await snapshots.read_or_kept(_read, vouched)).epoch
+        except (DatabaseError, RedisError, TimeoutError) as exc:
             # What was known stays: the counters may still be those, and no others are believed.
             logger.warning("the epoch of the counters could not be read: %s", exc)
+
+    async def keep_vouching(self) -> None:
+        """Tell those that start while PostgreSQL is away which epoch is right, for ever."""
+        while True:
+            with contextlib.suppress(RedisError):
+                found = (await redis_async().call("GET", EPOCH) or b"").decode()
+                if found and (found == self.epoch or await self.confirms(found)):
+                    await snapshots.keep("epoch", "counters", Vouched(self.epoch), VOUCHED_SECONDS)
+            await asyncio.sleep(VOUCH_EVERY_SECONDS)
 
 
 expected = Expected()
 
 
-def _read() -> str:
-    try:
-        return CounterEpoch.objects.values_list("epoch", flat=True).first() or ""
-    finally:
-        connection.close()
+def _read() -> Vouched:
+    return Vouched(CounterEpoch.objects.values_list("epoch", flat=True).first() or "")

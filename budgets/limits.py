@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -11,9 +10,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import orjson
-from asgiref.sync import sync_to_async
-from django.db import Error as DatabaseError
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import Q
 from django.utils.timezone import now as utc_now
 
@@ -24,9 +21,11 @@ from budgets.models import Budget, Measure, Price, RateLimit, ScopedRow
 from budgets.pricing import PinnedPrice
 from budgets.single_flight import SingleFlight
 from keys.verification import Caller
+from tenants import snapshots
+from tenants.database import DatabaseError
+from tenants.redis import RedisError
 
 REMEMBERED_KEYS = 10_000
-LOAD_SECONDS = 3.0
 
 UNITS_OF_RATES: dict[str, tuple[Kind, str]] = {
     Measure.REQUESTS_PER_MINUTE: ("rate", "requests"),
@@ -190,25 +189,31 @@ async def limits_for(caller: Caller) -> Limits:
     """What limits ``caller``; from memory unless a setting of the tenant or the platform changed.
 
     The rows may be newer than the caller's snapshot, never older: they are read
-    after it. Raises ``CountersUnavailable`` if PostgreSQL cannot be asked.
+    after it. Raises ``CountersUnavailable`` if neither PostgreSQL nor Redis has them.
     """
     return await _cache.get(caller)
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Limits as they lie in Redis, with the generations of the caller they were read for."""
+
+    generations: tuple[int, int]
+    limits: Limits
+
+
 async def _load_aside(caller: Caller) -> Limits:
+    """What limits ``caller``, from PostgreSQL, or as another process has read it while that is away."""
+    name, generations = caller.key_id.hex, (caller.tenant_generation, caller.platform_generation)
     try:
-        async with asyncio.timeout(LOAD_SECONDS):
-            return await sync_to_async(_load_in_thread, thread_sensitive=False)(caller)
-    except (DatabaseError, TimeoutError) as exc:
+        kept = await snapshots.kept("limits", name, _Kept)
+        known = kept.limits if kept is not None and kept.generations == generations else None
+        limits = await snapshots.read_or_kept(lambda: load(caller), known)
+    except (DatabaseError, RedisError, TimeoutError) as exc:
         raise CountersUnavailable from exc
-
-
-def _load_in_thread(caller: Caller) -> Limits:
-    try:
-        return load(caller)
-    finally:
-        # This thread is lent; what it leaves open nobody would close.
-        connection.close()
+    if limits is not known:
+        await snapshots.keep("limits", name, _Kept(generations, limits))
+    return limits
 
 
 def load(caller: Caller) -> Limits:

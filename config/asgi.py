@@ -14,6 +14,7 @@ site = get_asgi_application()
 
 # These need the applications that the line above has loaded.
 from budgets import refusals, spool  # noqa: E402
+from budgets.epochs import expected  # noqa: E402
 from config import health  # noqa: E402
 from config.background import background  # noqa: E402
 from proxy import running, upstream  # noqa: E402
@@ -25,6 +26,7 @@ background.add("models", catalog.keep_fresh)
 background.add("generations", generations.listen)
 background.add("running calls", running.watch)
 background.add("spool", spool.keep_replaying)
+background.add("epoch", expected.keep_vouching)
 background.add_last("settlements", running.all_settled)
 background.add_last("refusals", refusals.notes.flush)
 background.add_last("connections to upstreams", upstream.close)

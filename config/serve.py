@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import resource
 import socket
@@ -73,4 +74,7 @@ def main(host: str, port: int, ready_fd: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    status = main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    logging.shutdown()
+    # All is settled by now. A thread may still wait for a database that hangs; nobody waits for the thread.
+    os._exit(status)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -11,11 +10,6 @@ from django.db import connection, transaction
 from keys.models import KeySecret
 from tenants import generations
 from tenants.models import Tenant
-from tenants.redis import RedisError
-
-logger = logging.getLogger(__name__)
-
-ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,40 +43,20 @@ class Caller:
     tenant_generation: int
     platform_generation: int
 
+    @property
+    def generations(self) -> dict[str, int]:
+        """The numbers it was read at, by subject."""
+        return {
+            generations.subject_of(self.tenant_id): self.tenant_generation,
+            generations.PLATFORM: self.platform_generation,
+        }
+
 
 def load(public_id: str) -> Caller | None:
-    """The caller with this public id, its generations put into Redis; None if there is no such secret.
+    """The caller with this public id; None if there is no such secret.
 
-    For a thread of its own: gives the thread's database connection back. Raises
-    Django's ``db.Error`` if the database cannot be asked.
+    Raises Django's ``db.Error`` if the database cannot be asked.
     """
-    try:
-        caller = None
-        for _ in range(ATTEMPTS):
-            caller = _read(public_id)
-            if caller is None or _is_newest(caller):
-                break
-        return caller
-    finally:
-        connection.close()
-
-
-def _is_newest(caller: Caller) -> bool:
-    """Whether nothing changed since ``caller`` was read, as far as Redis can tell."""
-    try:
-        return generations.assure(
-            {
-                generations.subject_of(caller.tenant_id): caller.tenant_generation,
-                generations.PLATFORM: caller.platform_generation,
-            }
-        )
-    except RedisError as exc:
-        # Without Redis nothing is admitted, so an old caller does no harm.
-        logger.warning("the generations of a caller are not in Redis: %s", exc)
-        return True
-
-
-def _read(public_id: str) -> Caller | None:
     with transaction.atomic():
         with connection.cursor() as cursor:
             # The rows and the numbers must be of one moment, so both come from one snapshot.

@@ -15,16 +15,14 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-
-from django.db import Error as DatabaseError
 
 from keys import secrets
 from keys.callers import Caller, load
 from keys.exceptions import InvalidKey, KeysUnavailable
-from tenants import generations
-from tenants.redis import RedisError, redis_async
+from tenants import generations, snapshots
+from tenants.database import DatabaseError
+from tenants.redis import RedisError
 
 __all__ = ["Caller", "identify", "is_current", "reload"]
 
@@ -35,8 +33,8 @@ UNKNOWN_SECRETS = 10_000
 UNKNOWN_SECONDS = 5.0
 UNKNOWN_PER_SECOND = 200.0
 LOAD_SECONDS = 3.0
-
-_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="keys")
+# How often a caller is read that changes while it is read.
+ATTEMPTS = 3
 
 
 async def identify(headers: Mapping[str, str]) -> Caller:
@@ -66,19 +64,21 @@ async def identify(headers: Mapping[str, str]) -> Caller:
 
 async def is_current(caller: Caller) -> bool:
     """Whether nothing has changed since the snapshot was read. Raises ``KeysUnavailable`` without Redis."""
-    subjects = (generations.subject_of(caller.tenant_id), generations.PLATFORM)
     try:
-        numbers = await redis_async().call("ZMSCORE", generations.NUMBERS, *subjects)
+        return await _is_newest(caller)
     except RedisError as exc:
         raise KeysUnavailable(retry_after=1.0) from exc
-    return [int(number or 0) for number in numbers] == [caller.tenant_generation, caller.platform_generation]
+
+
+async def _is_newest(caller: Caller) -> bool:
+    return await generations.newest(*caller.generations) == list(caller.generations.values())
 
 
 async def reload(public_id: str) -> Caller:
     """Read a caller again, because its snapshot turned out to be old.
 
     What it returns was read after this call began, and its generations are in
-    Redis unless Redis is away. Raises as ``identify`` does.
+    Redis. Raises as ``identify`` does.
     """
     caller = await _known().read_again(public_id)
     if caller is None:
@@ -111,6 +111,26 @@ def _still_valid(caller: Caller) -> Caller:
     return caller
 
 
+async def _read(public_id: str) -> Caller | None:
+    """The caller with this public id, as new as Redis knows it can be; None if there is no such secret.
+
+    Redis is asked first: without it nothing is admitted, so nobody need wait
+    for the database. While that is away, what another process has read is
+    taken. Raises ``RedisError``, ``DatabaseError`` and ``TimeoutError``.
+    """
+    kept = await snapshots.kept("caller", public_id, Caller)
+    if kept is not None and not await _is_newest(kept):
+        kept = None
+    for _ in range(ATTEMPTS):
+        caller = await snapshots.read_or_kept(lambda: load(public_id), kept, LOAD_SECONDS)
+        if caller is None or caller is kept:
+            return caller
+        if await generations.assure(caller.generations):
+            break
+    await snapshots.keep("caller", public_id, caller)
+    return caller
+
+
 @dataclass(frozen=True, slots=True)
 class _Flight:
     """One look at the database, for all who ask for the same caller meanwhile."""
@@ -120,10 +140,9 @@ class _Flight:
 
     async def caller(self) -> Caller | None:
         try:
-            async with asyncio.timeout(LOAD_SECONDS):
-                # A client that leaves must not take the flight from the others.
-                return await asyncio.shield(self.landing)
-        except (TimeoutError, DatabaseError) as exc:
+            # A client that leaves must not take the flight from the others.
+            return await asyncio.shield(self.landing)
+        except (TimeoutError, DatabaseError, RedisError) as exc:
             raise KeysUnavailable(retry_after=1.0) from exc
 
 
@@ -176,7 +195,7 @@ class _Known:
         return await (flight or self._start(public_id)).caller()
 
     def _start(self, public_id: str) -> _Flight:
-        landing = asyncio.get_running_loop().run_in_executor(_threads, load, public_id)
+        landing = asyncio.create_task(_read(public_id), name="caller")
         flight = self._flights[public_id] = _Flight(time.monotonic(), landing)
         landing.add_done_callback(lambda landed: self._land(public_id, landed))
         return flight
@@ -187,7 +206,7 @@ class _Known:
             return
         trouble = landed.exception()
         if trouble is not None:
-            logger.error("the caller %s cannot be read: %r", public_id, trouble)
+            logger.warning("the caller %s cannot be read: %r", public_id, trouble)
             return
         caller = landed.result()
         self._callers.pop(public_id, None)

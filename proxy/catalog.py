@@ -14,15 +14,12 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
 import httpx
 import orjson
 from django.conf import settings
-from django.db import Error as DatabaseError
-from django.db import connection
 
 from budgets.single_flight import SingleFlight
 from keys.verification import Caller
@@ -31,6 +28,8 @@ from proxy.dialects.ollama import redact_entry, redact_loaded, redact_show
 from proxy.exceptions import BadRequest, CloudModelRefused, ModelRefused, NoModels, UpstreamFailed
 from proxy.models import ModelAlias, Upstream
 from proxy.names import canonical
+from tenants import snapshots
+from tenants.database import DatabaseError, read_aside
 from tenants.exceptions import Refusal
 from tenants.redis import RedisError, partition_of, redis_async
 
@@ -44,8 +43,6 @@ IMPATIENCE_SECONDS = 0.5
 DESCRIBED_AT_ONCE = 4
 # How long an answer of /api/ps is good for: however many ask us, upstream is asked once.
 LOADED_SECONDS = 1.0
-# How long a call waits for the rows of upstreams and aliases.
-READ_SECONDS = 3.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,6 +73,25 @@ class Target:
     base_url: str
 
 
+Aliases = dict[tuple[UUID | None, str], str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Rows:
+    """Addresses of enabled upstreams by name, and the model by tenant (None: everybody's) and alias."""
+
+    addresses: dict[str, str]
+    aliases: Aliases
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Kept:
+    """Rows as they lie in Redis for one tenant, with the generations they are as new as."""
+
+    generations: tuple[int, int]
+    rows: _Rows
+
+
 class Catalog:
     """One process' copy of what is installed."""
 
@@ -84,7 +100,7 @@ class Catalog:
         self._published: dict[str, list[dict[str, Any]]] = {}
         self._good_until = 0.0
         self._addresses: dict[str, str] = {}
-        self._aliases: dict[tuple[UUID | None, str], str] = {}
+        self._aliases: Aliases = {}
         self._read_at: dict[UUID, tuple[int, int]] = {}
         self._reads = self._newest_read = 0
         self._described: dict[tuple[str, str, str], dict[str, Any]] = {}
@@ -152,14 +168,18 @@ class Catalog:
         while True:
             try:
                 await self.refresh()
-            except (RedisError, DatabaseError, OSError) as exc:
+            except (RedisError, OSError) as exc:
                 logger.warning("the list of models could not be refreshed: %s", exc)
             empty = not self._models or time.monotonic() > self._good_until
             await asyncio.sleep(IMPATIENCE_SECONDS if empty else settings.CATALOG_REFRESH_SECONDS)
 
     async def refresh(self) -> None:
         """Read upstreams and aliases, ask those upstreams whose turn it is, copy what Redis holds."""
-        await self.reread()
+        try:
+            await self.reread()
+        except (DatabaseError, TimeoutError) as exc:
+            # Those that are known may still be called.
+            logger.warning("upstreams could not be read: %r", exc)
         await asyncio.gather(*(self._poll(name, url) for name, url in self._addresses.items()))
         await self._copy()
 
@@ -167,26 +187,45 @@ class Catalog:
         """Have upstreams and aliases that are as new as the caller's settings, before its model is resolved.
 
         Reads nothing unless something of its tenant or of the platform has
-        changed. Raises ``NoModels`` if PostgreSQL cannot be asked then.
+        changed. Raises ``NoModels`` if neither PostgreSQL nor Redis has them.
         """
         generations = (caller.tenant_generation, caller.platform_generation)
         if self._read_at.get(caller.tenant_id) == generations:
             return
         try:
-            async with asyncio.timeout(READ_SECONDS):
-                await self._flights.do((caller.tenant_id, generations), self.reread)
-        except (DatabaseError, TimeoutError) as exc:
+            await self._flights.do((caller.tenant_id, generations), lambda: self._read_for(caller))
+        except (DatabaseError, RedisError, TimeoutError) as exc:
             raise NoModels from exc
         self._read_at[caller.tenant_id] = generations
+
+    async def _read_for(self, caller: Caller) -> None:
+        """Read the rows anew; while PostgreSQL is away, take what another process read for this tenant."""
+        name, generations = caller.tenant_id.hex, (caller.tenant_generation, caller.platform_generation)
+        ours = (None, caller.tenant_id)
+        kept = await snapshots.kept("upstreams", name, _Kept)
+        known = kept.rows if kept is not None and kept.generations == generations else None
+        self._reads += 1
+        number = self._reads
+        rows = await snapshots.read_or_kept(_rows, known)
+        if rows is known:
+            others = {one: model for one, model in self._aliases.items() if one[0] not in ours}
+            self._take(number, _Rows(rows.addresses, others | rows.aliases))
+            await self._copy()
+            return
+        self._take(number, rows)
+        aliases = {one: model for one, model in rows.aliases.items() if one[0] in ours}
+        await snapshots.keep("upstreams", name, _Kept(generations, _Rows(rows.addresses, aliases)))
 
     async def reread(self) -> None:
         """Take over upstreams and aliases as the database has them now."""
         self._reads += 1
         number = self._reads
-        addresses, aliases = await asyncio.to_thread(_rows)
+        self._take(number, await read_aside(_rows))
+
+    def _take(self, number: int, rows: _Rows) -> None:
+        """Take over what the read of this number brought; one that began earlier may bring older rows."""
         if number > self._newest_read:
-            # What a read brings that began earlier, and took longer, may be older.
-            self._newest_read, self._addresses, self._aliases = number, addresses, aliases
+            self._newest_read, self._addresses, self._aliases = number, rows.addresses, rows.aliases
             self._put_together()
 
     async def _poll(self, name: str, base_url: str) -> None:
@@ -338,19 +377,14 @@ def _context_tokens(shown: dict[str, Any]) -> int | None:
     return lengths[0] if len(lengths) == 1 and isinstance(lengths[0], int) and lengths[0] > 0 else None
 
 
-def _rows() -> tuple[dict[str, str], dict[tuple[UUID | None, str], str]]:
-    """Enabled upstreams and all aliases; runs in a thread and leaves no connection behind."""
-    try:
-        upstreams = dict(Upstream.objects.filter(enabled=True).values_list("name", "base_url"))
-        aliases: Iterable[tuple[UUID | None, str, str]] = ModelAlias.objects.values_list(
-            "tenant_id", "alias", "model"
-        )
-        return (
-            {name: url.rstrip("/") for name, url in upstreams.items()},
-            {(tenant_id, alias): model for tenant_id, alias, model in aliases},
-        )
-    finally:
-        connection.close()
+def _rows() -> _Rows:
+    """Enabled upstreams and all aliases."""
+    upstreams = Upstream.objects.filter(enabled=True).values_list("name", "base_url")
+    aliases = ModelAlias.objects.values_list("tenant_id", "alias", "model")
+    return _Rows(
+        {name: url.rstrip("/") for name, url in upstreams},
+        {(tenant_id, alias): model for tenant_id, alias, model in aliases},
+    )
 
 
 catalog = Catalog()

@@ -27,8 +27,9 @@ from django.db import Error as DatabaseError
 from django.db import connection, transaction
 from django.db.models import F
 
+from tenants.database import read_aside
 from tenants.models import Generation
-from tenants.redis import RedisError, redis_now
+from tenants.redis import RedisError, redis_async, redis_now
 
 logger = logging.getLogger(__name__)
 
@@ -70,17 +71,33 @@ def project_again() -> int:
     return _put(Generation.objects.order_by("subject"))
 
 
-def assure(numbers: dict[str, int]) -> bool:
+async def assure(numbers: dict[str, int]) -> bool:
     """Make sure that Redis has the numbers somebody has just read; False if it has newer ones.
 
-    Then what was read with them is old already and has to be read again.
-    Raises ``RedisError`` if Redis cannot be reached.
+    Then what was read with them is old already and has to be read again. Raises
+    ``RedisError`` if Redis cannot be reached, and as ``read_aside`` does.
     """
-    scores = _raise_in_redis(numbers)
-    _raise_in_redis(
-        _overtake({subject: score for subject, score in scores.items() if score > numbers[subject]})
-    )
-    return scores == numbers
+    scores = await _raise_on_the_path(numbers)
+    ahead = {subject: score for subject, score in scores.items() if score > numbers[subject]}
+    if ahead:
+        await _raise_on_the_path(await read_aside(lambda: _overtake(ahead)))
+    return not ahead
+
+
+async def newest(*subjects: str) -> list[int]:
+    """The numbers that Redis has of ``subjects``; 0 for one it has not. Raises ``RedisError``."""
+    found = await redis_async().call("ZMSCORE", NUMBERS, *subjects)
+    return [int(number or 0) for number in found]
+
+
+async def _raise_on_the_path(numbers: dict[str, int]) -> dict[str, int]:
+    """``_raise_in_redis``, for the path of a request."""
+    if not numbers:
+        return {}
+    pairs = [part for subject, number in numbers.items() for part in (number, subject)]
+    # Called in one turn, so they travel together; were they parted, an older score does no harm.
+    _, scores = await asyncio.gather(redis_async().call("ZADD", NUMBERS, "GT", *pairs), newest(*numbers))
+    return dict(zip(numbers, scores, strict=True))
 
 
 def project_quietly() -> None:

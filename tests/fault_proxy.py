@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit, urlunsplit
 
 TURNS_TO_BEGIN = 10
 
@@ -31,6 +33,7 @@ class FaultProxy:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._connections: set[_Connection] = set()
         self._mark: bytes | None = None
+        self._refusing = False
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -56,6 +59,15 @@ class FaultProxy:
     def cut(self) -> None:
         """Break every connection there is; new ones are taken."""
         self._loop.call_soon_threadsafe(self._break_all)
+
+    def refuse(self) -> None:
+        """Break every connection, and new ones as they come, until ``take_again``."""
+        self._refusing = True
+        self.cut()
+
+    def take_again(self) -> None:
+        """Undo ``refuse``."""
+        self._refusing = False
 
     def lose_reply(self, mark: bytes) -> None:
         """Keep the answer to the next request that has ``mark`` in it, and break its connection."""
@@ -89,6 +101,8 @@ class FaultProxy:
         self._connections.add(connection)
         task.add_done_callback(lambda _: self._connections.discard(connection))
         with contextlib.suppress(OSError, asyncio.CancelledError), contextlib.closing(writer):
+            if self._refusing:
+                return
             upstream_reader, upstream_writer = await asyncio.open_connection(*self._target)
             with contextlib.closing(upstream_writer):
                 await asyncio.gather(
@@ -118,3 +132,14 @@ class FaultProxy:
             writer.write(part)
             await writer.drain()
         writer.close()
+
+
+@contextlib.contextmanager
+def line_to(url: str) -> Iterator[tuple[FaultProxy, str]]:
+    """A line to the server at ``url``, and its address through the line."""
+    address = urlsplit(url)
+    assert address.hostname is not None
+    assert address.port is not None
+    with FaultProxy(address.hostname, address.port) as line:
+        userinfo, at, _ = address.netloc.rpartition("@")
+        yield line, urlunsplit(address._replace(netloc=f"{userinfo}{at}127.0.0.1:{line.port}"))

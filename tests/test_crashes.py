@@ -11,7 +11,6 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import pytest
@@ -25,7 +24,7 @@ from budgets.sweeping import sweep
 from keys.services import revoke_key
 from tenants.redis import redis_now
 from tests.conftest import House, eventually
-from tests.fault_proxy import FaultProxy
+from tests.fault_proxy import FaultProxy, line_to
 from tests.gateway import Gateway
 
 CHAT = {"model": "tiny:1b", "messages": [{"role": "user", "content": "How is the weather?"}]}
@@ -143,17 +142,13 @@ def test_a_gateway_that_may_not_wait_cuts_its_streams_visibly_and_books_them(hou
 @pytest.fixture
 def fragile(house: House) -> Iterator[tuple[Gateway, FaultProxy]]:
     """A gateway of its own, and the line between it and Redis."""
-    address = urlsplit(settings.REDIS_URL)
-    assert address.hostname is not None
-    assert address.port is not None
-    with FaultProxy(address.hostname, address.port) as line:
-        userinfo = address.netloc.rpartition("@")[0]
-        netloc = f"{userinfo}@127.0.0.1:{line.port}" if userinfo else f"127.0.0.1:{line.port}"
-        url = urlunsplit(address._replace(netloc=netloc))
-        with Gateway(REDIS_URL=url, REDIS_TIMEOUT_SECONDS="0.25") as other:
-            ready(other.url, house.ada.secret)
-            yield other, line
-            line.thaw()
+    with (
+        line_to(settings.REDIS_URL) as (line, url),
+        Gateway(REDIS_URL=url, REDIS_TIMEOUT_SECONDS="0.25") as other,
+    ):
+        ready(other.url, house.ada.secret)
+        yield other, line
+        line.thaw()
 
 
 def test_without_redis_nothing_is_admitted_and_no_good_key_is_called_bad(house, fragile):
