@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import orjson
-from django.conf import settings
 
 from budgets.counters import EPOCH, GENERATIONS, HEARTBEAT, HOLDS, RESTORE, STOPS, hold_key, run
 from budgets.epochs import expected
 from budgets.reservations import Reservation, book_recent_again
 from keys import verification
 from keys.exceptions import InvalidKey, KeysUnavailable
+from tenants.quick_settings import settings
 from tenants.redis import RedisError, redis_async
 
 logger = logging.getLogger(__name__)

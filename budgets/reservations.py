@@ -17,7 +17,6 @@ from uuid import UUID
 
 import orjson
 from asgiref.sync import sync_to_async
-from django.conf import settings
 from redis.exceptions import ResponseError
 
 from budgets import spool
@@ -55,6 +54,7 @@ from budgets.pricing import PinnedPrice
 from budgets.settlements import Moments, Settlement, settlement
 from keys.verification import Caller
 from tenants.ids import new_id
+from tenants.quick_settings import settings
 from tenants.redis import RedisError
 
 logger = logging.getLogger(__name__)

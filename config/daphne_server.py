@@ -33,7 +33,6 @@ import orjson
 from daphne.http_protocol import HTTPFactory, WebRequest
 from daphne.server import Server, twisted_loop
 from daphne.ws_protocol import WebSocketFactory
-from django.conf import settings
 from twisted.internet import reactor
 from twisted.logger import (
     FilteringLogObserver,
@@ -48,7 +47,9 @@ from config.background import background
 from config.health import readiness
 from proxy.errors import answer_for
 from proxy.exceptions import BadRequest, BodyTooLarge, Draining, RouteRefused
+from proxy.handler import TELLS_OF_LEAVING
 from tenants.exceptions import Refusal
+from tenants.quick_settings import settings
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,8 @@ class Channel(http.HTTPChannel):  # type: ignore[misc]  # the server's packages 
     def refuse_for(self, reason: BaseException) -> None:
         """Refuse the request that is under way, in the words of its path."""
         answer = answer_for(unquote(self._asked.decode("ascii", "replace")), reason)
-        self._answer_and_close(answer.status_code, dict(answer.items()), answer.content)
+        assert isinstance(answer.body, bytes)  # noqa: S101 - tells the type checker: a refusal is whole
+        self._answer_and_close(answer.status, answer.headers, answer.body)
 
     def refuse(self, status: int) -> None:
         """Refuse what may not even be a request."""
@@ -211,7 +213,11 @@ class Request(WebRequest):  # type: ignore[misc]  # the server's packages have n
         self.gone = False
         self._arrived = 0
         self._body: bytes | None = None
+        self._listeners: list[Callable[[], None]] = []
+        self._start: dict[str, Any] | None = None
         self._response_started = False
+        self.chunked: bool = False
+        self._sends_body = True
         self._paused = False
         self._room: asyncio.Future[None] | None = None
         self._leaving: asyncio.Future[None] | None = None
@@ -276,6 +282,7 @@ class Request(WebRequest):  # type: ignore[misc]  # the server's packages have n
             ],
             "client": (self.client.host, self.client.port),
             "server": (self.host.host, self.host.port),
+            "extensions": {TELLS_OF_LEAVING: self._listeners},
         }
         task = twisted_loop.create_task(self.server.application(scope, self.receive, self.send))
         self.server.tasks[task] = self
@@ -300,23 +307,66 @@ class Request(WebRequest):  # type: ignore[misc]  # the server's packages have n
         if self.gone or self.finished:
             return
         if message["type"] == "http.response.start":
-            self._start(message)
+            self._start = message
             return
-        self.write(message.get("body", b""))
-        if not message.get("more_body", False):
-            self.unregisterProducer()
+        more = message.get("more_body", False)
+        data = b"" if self._response_started else self._head(more)
+        data += self._packed(message.get("body", b""))
+        if not more:
+            # What Twisted would send by itself goes along.
+            data += b"0\r\n\r\n" if self.chunked else b""
+            self.chunked = False
+        self._write(data)
+        if not more:
+            if self.producer is not None:
+                self.unregisterProducer()
             self.finish()
         elif self._paused:
             await self._wait_for_room()
 
-    def _start(self, message: dict[str, Any]) -> None:
-        self._response_started = True
-        self.setResponseCode(message["status"])
-        for name, value in message.get("headers", ()):
-            self.responseHeaders.addRawHeader(name, value)
+    def _head(self, more: bool) -> bytes:
+        """The head of the answer, which is sent with its first part."""
+        assert self._start is not None  # noqa: S101 - ASGI has applications start before they go on
+        status, headers = self._start["status"], self._start.get("headers", ())
+        self._response_started, self.startedWriting = True, 1
+        lines = [b"%b %d %b" % (self.clientproto, status, http.RESPONSES.get(status, b"Unknown"))]
+        lines += [b"%b: %b" % header for header in headers]
+        has_length = any(name.lower() == b"content-length" for name, _ in headers)
+        self._sends_body = self.method != b"HEAD" and status not in http.NO_BODY_CODES
+        if self._sends_body and not has_length and self.clientproto == b"HTTP/1.1":
+            self.chunked = True
+            lines.append(b"Transfer-Encoding: chunked")
         if not self.channel.persistent:
-            self.responseHeaders.setRawHeaders(b"Connection", [b"close"])
-        self.registerProducer(self, True)
+            lines.append(b"Connection: close")
+        head = b"\r\n".join(lines)
+        if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
+            raise ValueError("a header of the answer has a line break")
+        if more:
+            self.registerProducer(self, True)
+        return head + b"\r\n\r\n"
+
+    def _packed(self, data: bytes) -> bytes:
+        if not data or not self._sends_body:
+            return b""
+        return b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data
+
+    def _write(self, data: bytes) -> None:
+        """Give data to the socket at once if nothing waits before it, and the rest to Twisted.
+
+        Twisted itself writes in the next turn of the loop, and asks the kernel
+        to be told when it may, each time.
+        """
+        transport = self.transport
+        if not data:
+            return
+        if not (transport.dataBuffer or transport._tempDataBuffer or transport.disconnecting):  # noqa: SLF001
+            sent = transport.writeSomeData(data)
+            if not isinstance(sent, int):
+                # The connection is broken, which Twisted finds out by itself.
+                sent = 0
+            data = data[sent:]
+        if data:
+            transport.write(data)
 
     async def _wait_for_room(self) -> None:
         self._room = twisted_loop.create_future()
@@ -348,6 +398,8 @@ class Request(WebRequest):  # type: ignore[misc]  # the server's packages have n
         self._drop_body()
         _wake(self._room)
         _wake(self._leaving)
+        for listener in self._listeners:
+            listener()
         http.Request.connectionLost(self, reason)
 
     def _application_ended(self, task: asyncio.Task[None]) -> None:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-from django.conf import settings
-
 from budgets import refusals
 from budgets.exceptions import CountersUnavailable, StaleCaller
 from budgets.reservations import Demand, Reservation, Standing, look, reserve
@@ -22,6 +20,7 @@ from proxy.catalog import Target, catalog
 from proxy.errors import answer_to
 from proxy.exceptions import ModelRefused
 from tenants.exceptions import Refusal
+from tenants.quick_settings import settings
 
 # Bytes of a role's name and the marks around it that a template may add per message.
 MESSAGE_TOKENS = 32

@@ -19,7 +19,6 @@ from uuid import UUID
 
 import httpx
 import orjson
-from django.conf import settings
 
 from budgets.single_flight import SingleFlight
 from keys.verification import Caller
@@ -31,6 +30,7 @@ from proxy.names import canonical
 from tenants import snapshots
 from tenants.database import DatabaseError, read_aside
 from tenants.exceptions import Refusal
+from tenants.quick_settings import settings
 from tenants.redis import RedisError, partition_of, redis_async
 
 logger = logging.getLogger(__name__)

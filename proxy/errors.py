@@ -18,7 +18,6 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from django.http import HttpResponse
 
 from budgets.exceptions import (
     BacklogFull,
@@ -52,6 +51,7 @@ from proxy.exceptions import (
     UpstreamUnreachable,
 )
 from proxy.names import DEFAULT_HOST, DEFAULT_NAMESPACE
+from proxy.replies import Reply
 from tenants.exceptions import Refusal
 from tenants.ids import new_id
 
@@ -194,8 +194,8 @@ def dialect_of(path: str) -> Dialect:
     return Dialect.OPENAI if path == "/v1" or path.startswith("/v1/") else Dialect.OLLAMA
 
 
-def render(refusal: BaseException, dialect: Dialect, request_id: UUID) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body that tell ``refusal`` to a client."""
+def render(refusal: BaseException, dialect: Dialect, request_id: UUID) -> Reply:
+    """The answer that tells ``refusal`` to a client."""
     answer = answer_to(refusal)
     headers = {
         "Content-Type": JSON,
@@ -209,13 +209,12 @@ def render(refusal: BaseException, dialect: Dialect, request_id: UUID) -> tuple[
         headers["Request-Id"] = str(request_id)
     if isinstance(refusal, LimitReached):
         headers.update(limit_headers(refusal.standing, dialect))
-    return answer.status, headers, orjson.dumps(_body(refusal, answer, dialect, request_id))
+    return Reply(answer.status, headers, orjson.dumps(_body(refusal, answer, dialect, request_id)))
 
 
-def answer_for(path: str, refusal: BaseException) -> HttpResponse:
-    """The whole response to a request at ``path`` that no view has given an id."""
-    status, headers, body = render(refusal, dialect_of(path), new_id())
-    return HttpResponse(body, status=status, headers=headers)
+def answer_for(path: str, refusal: BaseException) -> Reply:
+    """The answer to a request at ``path`` that no view has given an id."""
+    return render(refusal, dialect_of(path), new_id())
 
 
 def last_frame(refusal: BaseException, route: Route) -> bytes:
@@ -325,20 +324,19 @@ def limit_headers(standings: Iterable[Standing], dialect: Dialect) -> dict[str, 
     unit, which is the one with the least left; how many calls may run at one
     time has no place there. What has no value is left out.
     """
-    standings = list(standings)
-    if not standings:
+    policies, left, tightest = [], [], dict[str, Standing]()
+    for one in standings:
+        policies.append(_policy(one.name, one.limit, one.unit, one.window, one.window_seconds))
+        left.append(_remaining(one))
+        if one.window != "now" and (one.unit not in tightest or one.remaining < tightest[one.unit].remaining):
+            tightest[one.unit] = one
+    if not left:
         return {}
-    headers = {
-        "RateLimit-Policy": ", ".join(
-            [_policy(one.name, one.limit, one.unit, one.window, one.window_seconds) for one in standings]
-        ),
-        "RateLimit": ", ".join([_remaining(one) for one in standings]),
-    }
+    headers = {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(left)}
     for unit, limit, remaining, reset in _NAMES_OF_LIMITS[dialect]:
-        counted = [one for one in standings if one.unit == unit and one.window != "now"]
-        if not counted:
+        least = tightest.get(unit)
+        if least is None:
             continue
-        least = min(counted, key=lambda one: one.remaining)
         headers[limit] = str(least.limit)
         headers[remaining] = str(max(0, least.remaining))
         if least.reset_seconds is not None:

@@ -3,29 +3,28 @@
 Django's own ``ASGIHandler`` starts a thread for every request, runs the site's
 middleware through it, and leaves a streamed body to the garbage collector when
 the client goes while a chunk is being sent. Here one task reads the body, calls
-the asynchronous view and sends its answer; a second one waits for the client to
-leave. URLs, requests, views and responses stay Django's. Such a view must not
-touch the ORM in the loop.
+the asynchronous view and sends its ``Reply``. URLs, views and requests stay Django's.
+Such a view must not touch the ORM in the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
-from django.conf import settings
-from django.core.handlers.asgi import ASGIHandler, ASGIRequest
-from django.http import StreamingHttpResponse
-from django.http.response import HttpResponseBase
+from django.core.handlers.asgi import ASGIHandler
+from django.http import HttpRequest, QueryDict
 from django.urls import get_resolver
 from django.urls.resolvers import RoutePattern
+from django.utils.functional import cached_property
 
 from proxy.errors import answer_for
 from proxy.exceptions import BodyTooLarge
+from proxy.replies import Reply
 from tenants.exceptions import Refusal
+from tenants.quick_settings import settings
 
 # What an ASGI server calls an application with, as Django's handler has it.
 Scope = dict[str, Any]
@@ -34,16 +33,36 @@ Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
 
+# The extension of a server that calls what the application puts into this list when the client leaves.
+TELLS_OF_LEAVING = "tollgate.leaving"
+
 # How much of an answer is handed to the server at once; the server waits in between for a slow client.
 PIECE_BYTES = 2**16
 
 
-class ProxyRequest(ASGIRequest):
-    """A request whose body has been read: ``body`` is there without a copy and without a second limit."""
+class ProxyRequest(HttpRequest):
+    """A request whose body has been read: ``body`` is there without a copy and without a second limit.
+
+    ``headers`` has names in lower case; one that came more than once has its
+    values behind each other. They are not in ``META`` too.
+    """
 
     def __init__(self, scope: Scope, body: bytes) -> None:
-        super().__init__(scope, io.BytesIO())
+        # As in Django's own requests, what takes time to make is made when it is asked for.
+        self.method = scope["method"]
+        self.path = self.path_info = scope["path"]
+        self.META = {"QUERY_STRING": scope["query_string"].decode("latin-1"), "SCRIPT_NAME": ""}
         self._body = body
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in scope["headers"]:
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+            headers[name] = f"{headers[name]},{value}" if name in headers else value
+        # In the place of Django's property, which reads them out of META.
+        self.__dict__["headers"] = headers
+
+    @cached_property
+    def GET(self) -> QueryDict:  # type: ignore[override]  # noqa: N802 - Django's name
+        return QueryDict(self.META["QUERY_STRING"])
 
 
 class ProxyHandler(ASGIHandler):
@@ -80,29 +99,27 @@ class ProxyHandler(ASGIHandler):
         except ClientLeft:
             return
         except BodyTooLarge as exc:
-            response = answer_for(scope["path"], exc)
+            reply = answer_for(scope["path"], exc)
             # What is still coming of the body will not be read.
-            response.headers["Connection"] = "close"
-            await send_answer(response, send)
+            reply.headers["Connection"] = "close"
+            await send_answer(reply, send)
             return
-        async with ends_with_client(receive):
+        async with ends_with_client(scope, receive):
             await send_answer(await self.answer(scope, body), send)
 
-    async def answer(self, scope: Scope, body: bytes) -> HttpResponseBase:
-        """The view's response; an error's neutral answer when there is none."""
+    async def answer(self, scope: Scope, body: bytes) -> Reply:
+        """The view's answer; an error's neutral answer when there is none."""
         try:
             request = ProxyRequest(scope, body)
             view, parts = self._find(request.path_info)
-            response = await view(request, **parts)
-            if response.streaming and not response.is_async:
-                raise TypeError(f"{request.path_info} streams from a blocking iterator")
+            reply: Reply = await view(request, **parts)
         except Refusal as refusal:
             return answer_for(scope["path"], refusal)
         except Exception as exc:
             # Whatever it is, the caller gets an answer, and nothing of the error in it.
             logger.exception("%s %r failed", scope["method"], scope["path"])
             return answer_for(scope["path"], exc)
-        return cast("HttpResponseBase", response)
+        return reply
 
 
 class ClientLeft(Exception):
@@ -141,40 +158,45 @@ class ends_with_client:  # noqa: N801 - used like ``asyncio.timeout``
     would break off its cleanup.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._listeners: list[Callable[[], None]] | None = scope.get("extensions", {}).get(TELLS_OF_LEAVING)
         self._receive = receive
         self._left = False
 
     async def __aenter__(self) -> None:
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._watcher = asyncio.create_task(self._watch())
+        if self._listeners is not None:
+            self._listeners.append(self._leave)
+        else:
+            self._watcher = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._leave()
+
+    def _leave(self) -> None:
         if not self._task.cancelling():
             self._left = True
             self._task.cancel()
 
     async def __aexit__(self, kind: type[BaseException] | None, exc: object, traceback: object) -> bool:
-        self._watcher.cancel()
+        if self._listeners is not None:
+            self._listeners.clear()
+        else:
+            self._watcher.cancel()
         if not self._left:
             return False
         # The server may have cancelled us as well; that has to reach it.
         return self._task.uncancel() == 0 and kind is not None and issubclass(kind, asyncio.CancelledError)
 
 
-async def send_answer(response: HttpResponseBase, send: Send) -> None:
-    """Send a response; raise if its body breaks, so that the server cuts it instead of ending it well."""
-    headers = [(name.encode("ascii"), value.encode("latin-1")) for name, value in response.items()]
-    headers += [
-        (b"Set-Cookie", cookie.OutputString().encode("ascii")) for cookie in response.cookies.values()
-    ]
-    start = {"type": "http.response.start", "status": response.status_code, "headers": headers}
-    if isinstance(response, StreamingHttpResponse):
-        # The view's own generator: the wrappers around it, which iterating over
-        # the response would use, do not pass its closing on.
-        body = cast("AsyncGenerator[bytes, None]", response._iterator)  # type: ignore[attr-defined]  # noqa: SLF001
+async def send_answer(reply: Reply, send: Send) -> None:
+    """Send an answer; raise if its body breaks, so that the server cuts it instead of ending it well."""
+    headers = [(name.encode("ascii"), value.encode("latin-1")) for name, value in reply.headers.items()]
+    start = {"type": "http.response.start", "status": reply.status, "headers": headers}
+    body = reply.body
+    if not isinstance(body, bytes):
         try:
             # Begun before anything is sent: only a generator that has begun runs its cleanup.
             part = await anext(body, None)
@@ -186,15 +208,13 @@ async def send_answer(response: HttpResponseBase, send: Send) -> None:
             await body.aclose()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         return
-    content = cast("Any", response).content
-    if not response.has_header("Content-Length"):
-        headers.append((b"Content-Length", b"%d" % len(content)))
+    headers.append((b"Content-Length", b"%d" % len(body)))
     await send(start)
     position = 0
     while True:
-        piece = content[position : position + PIECE_BYTES]
+        piece = body[position : position + PIECE_BYTES]
         position += PIECE_BYTES
-        more = position < len(content)
+        more = position < len(body)
         await send({"type": "http.response.body", "body": piece, "more_body": more})
         if not more:
             return

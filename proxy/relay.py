@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
 import orjson
-from django.conf import settings
 
 from proxy import upstream
 from proxy.calls import BYTES_PER_TOKEN
@@ -21,6 +20,7 @@ from proxy.framing import Frames
 from proxy.metering import Meter, counters_in, frame_end, text_in
 from proxy.running import RunningCall, keep
 from tenants.exceptions import Refusal
+from tenants.quick_settings import settings
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Stream:
                 raise self._running.stopped_by from exc
             raise
 
-    async def relay(self) -> AsyncIterator[bytes]:
+    async def relay(self) -> AsyncGenerator[bytes, None]:
         """Pass the answer on, frame by whole frame, and settle when it ends.
 
         Never raises for trouble upstream: the status line has been sent, so

@@ -14,7 +14,6 @@ from collections.abc import Coroutine
 from typing import Any
 
 import httpx
-from django.conf import settings
 
 from budgets.heartbeats import Heartbeats, Progress
 from budgets.reservations import finish, release, settle
@@ -25,6 +24,7 @@ from proxy.catalog import catalog
 from proxy.exceptions import CallStopped, UpstreamTimeout
 from proxy.metering import Counters, Meter, usage_of
 from tenants.exceptions import Refusal
+from tenants.quick_settings import settings
 
 WATCH_SECONDS = 0.5
 

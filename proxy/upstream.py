@@ -19,10 +19,10 @@ from typing import Any
 
 import httpx
 import orjson
-from django.conf import settings
 
 from proxy.exceptions import UpstreamFailed, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
 from proxy.transport import Transport
+from tenants.quick_settings import settings
 
 # What is read of an answer that is not passed on: a listing, or the text of an error.
 MAX_LISTING_BYTES = 64 * 2**20

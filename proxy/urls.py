@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 from django.http import HttpRequest
-from django.http.response import HttpResponseBase
 from django.urls import URLPattern, path, re_path
 
 from proxy import calls, views
 from proxy.dialects import anthropic, ollama, openai, responses
+from proxy.replies import Reply
 
 PARSERS: dict[calls.Route, Callable[[bytes], calls.Call]] = {
     calls.CHAT: ollama.parse_chat,
@@ -31,9 +31,10 @@ PARSERS: dict[calls.Route, Callable[[bytes], calls.Call]] = {
 def only(methods: frozenset[str], view: views.Door, **bound: Any) -> views.Door:
     """``view`` for these methods; any other method is refused like an unknown path."""
 
-    async def chosen(request: HttpRequest, **parts: Any) -> HttpResponseBase:
+    async def chosen(request: HttpRequest, **parts: Any) -> Reply:
         door = view if request.method in methods else views.refuse_route
-        return await door(request, **(bound if door is view else {}), **parts)
+        reply: Reply = await door(request, **(bound if door is view else {}), **parts)
+        return reply
 
     return chosen
 

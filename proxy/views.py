@@ -13,9 +13,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from django.conf import settings
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
-from django.http.response import HttpResponseBase
+from django.http import HttpRequest
 
 from budgets.reservations import Standing
 from proxy import upstream
@@ -27,9 +25,11 @@ from proxy.errors import dialect_of, limit_headers, render, status_of
 from proxy.exceptions import CallStopped, RouteRefused, SecretInUrl, UnsupportedMedia
 from proxy.metering import meter_for
 from proxy.relay import Stream, outcome_of, whole_answer
+from proxy.replies import Reply
 from proxy.running import RunningCall
 from tenants.exceptions import Refusal
 from tenants.ids import new_id
+from tenants.quick_settings import settings
 
 CONTENT_TYPES = {
     Framing.NDJSON: "application/x-ndjson",
@@ -37,7 +37,8 @@ CONTENT_TYPES = {
     Framing.NONE: "application/json; charset=utf-8",
 }
 
-Door = Callable[..., Coroutine[Any, Any, HttpResponseBase]]
+# Its answer is a ``Reply``, but in the eyes of Django's types a view returns a response of Django's.
+Door = Callable[..., Coroutine[Any, Any, Any]]
 
 # How every secret begins; it has no business in an address.
 SECRET_MARK = "tg_"  # noqa: S105 - the beginning only
@@ -53,22 +54,21 @@ def door(view: Door) -> Door:
     """
 
     @functools.wraps(view)
-    async def opened(request: HttpRequest, **bound: Any) -> HttpResponseBase:
+    async def opened(request: HttpRequest, **bound: Any) -> Reply:
         request_id = new_id()
         try:
             if SECRET_MARK in request.META["QUERY_STRING"]:
                 raise SecretInUrl
-            if request.headers.get("Content-Encoding", "identity") != "identity":
+            if request.headers.get("content-encoding", "identity") != "identity":
                 raise UnsupportedMedia
-            response = await view(request, request_id, **bound)
+            reply: Reply = await view(request, request_id, **bound)
         except Refusal as refusal:
-            status, headers, body = render(refusal, dialect_of(request.path_info), request_id)
-            return HttpResponse(body, status=status, headers=headers)
-        response["X-Request-Id"] = str(request_id)
+            return render(refusal, dialect_of(request.path_info), request_id)
+        reply.headers["X-Request-Id"] = str(request_id)
         if dialect_of(request.path_info) is Dialect.ANTHROPIC:
-            response["Request-Id"] = str(request_id)
-        response["Cache-Control"] = "no-store"
-        return response
+            reply.headers["Request-Id"] = str(request_id)
+        reply.headers["Cache-Control"] = "no-store"
+        return reply
 
     return opened
 
@@ -76,7 +76,7 @@ def door(view: Door) -> Door:
 @door
 async def infer(
     request: HttpRequest, request_id: UUID, *, route: Route, parse: Callable[[bytes], Call]
-) -> HttpResponseBase:
+) -> Reply:
     """One call of a model, streamed or not, from its admission to its last byte."""
     admission = await admit(request_id, request.headers, route, parse, request.body)
     call, cap = admission.call, admission.reservation.output_cap
@@ -92,10 +92,10 @@ async def infer(
         if meter is None:
             answer = await whole_answer(running, response)
             headers = _headers(admission, Framing.NONE)
-            return HttpResponse(route.reshape(answer) if route.reshape else answer, headers=headers)
+            return Reply(200, headers, route.reshape(answer) if route.reshape else answer)
         stream = Stream(running, meter, response)
         await stream.begin()
-        return StreamingHttpResponse(stream.relay(), headers=_headers(admission, route.framing))
+        return Reply(200, _headers(admission, route.framing), stream.relay())
     except CallStopped as stopped:
         await running.end(outcome_of(stopped), status_of(stopped), None, 0)
         raise
@@ -127,21 +127,21 @@ def _headers(admission: Admission, framing: Framing) -> dict[str, str]:
 
 
 @door
-async def tags(request: HttpRequest, request_id: UUID) -> HttpResponseBase:
+async def tags(request: HttpRequest, request_id: UUID) -> Reply:
     """GET /api/tags: the models that this key may call."""
     caller, standing = await recognise(request.headers)
     return _json({"models": [model.entry for model in catalog.effective(caller)]}, standing)
 
 
 @door
-async def show(request: HttpRequest, request_id: UUID) -> HttpResponseBase:
+async def show(request: HttpRequest, request_id: UUID) -> Reply:
     """POST /api/show: one of these models, without what its maker or operator wrote into it."""
     caller, standing = await recognise(request.headers)
     return _json(catalog.resolve(caller, ollama.parse_show(request.body)).model.shown, standing)
 
 
 @door
-async def ps(request: HttpRequest, request_id: UUID) -> HttpResponseBase:
+async def ps(request: HttpRequest, request_id: UUID) -> Reply:
     """GET /api/ps: which of these models are loaded now."""
     caller, standing = await recognise(request.headers)
     allowed = {model.name for model in catalog.effective(caller)}
@@ -149,19 +149,19 @@ async def ps(request: HttpRequest, request_id: UUID) -> HttpResponseBase:
 
 
 @door
-async def version(request: HttpRequest, request_id: UUID) -> HttpResponseBase:
+async def version(request: HttpRequest, request_id: UUID) -> Reply:
     """GET /api/version: the gateway's own."""
     return _json({"version": settings.VERSION})
 
 
 @door
-async def root(request: HttpRequest, request_id: UUID) -> HttpResponseBase:
+async def root(request: HttpRequest, request_id: UUID) -> Reply:
     """GET and HEAD /: what clients look for to see whether somebody is there."""
-    return HttpResponse("Ollama is running", content_type="text/plain; charset=utf-8")
+    return Reply(200, {"Content-Type": "text/plain; charset=utf-8"}, b"Ollama is running")
 
 
 @door
-async def models(request: HttpRequest, request_id: UUID) -> HttpResponseBase:
+async def models(request: HttpRequest, request_id: UUID) -> Reply:
     """GET /v1/models: the models that this key may call."""
     caller, standing = await recognise(request.headers)
     data = [openai.model_object(model.entry) for model in catalog.effective(caller)]
@@ -169,7 +169,7 @@ async def models(request: HttpRequest, request_id: UUID) -> HttpResponseBase:
 
 
 @door
-async def model(request: HttpRequest, request_id: UUID, name: str) -> HttpResponseBase:
+async def model(request: HttpRequest, request_id: UUID, name: str) -> Reply:
     """GET /v1/models/{id}: one of them; an id with a slash may be sent percent-encoded or plain."""
     caller, standing = await recognise(request.headers)
     entry = catalog.resolve(caller, name).model.entry
@@ -177,7 +177,7 @@ async def model(request: HttpRequest, request_id: UUID, name: str) -> HttpRespon
 
 
 @door
-async def count_tokens(request: HttpRequest, request_id: UUID) -> HttpResponseBase:
+async def count_tokens(request: HttpRequest, request_id: UUID) -> Reply:
     """POST /v1/messages/count_tokens: an estimate of ours; nothing is sent upstream."""
     caller, standing = await recognise(request.headers)
     counted = anthropic.parse_count(request.body)
@@ -186,13 +186,13 @@ async def count_tokens(request: HttpRequest, request_id: UUID) -> HttpResponseBa
 
 
 @door
-async def refuse_route(request: HttpRequest, request_id: UUID, **parts: Any) -> HttpResponseBase:
+async def refuse_route(request: HttpRequest, request_id: UUID, **parts: Any) -> Reply:
     """Everything else, known to Ollama or not: one answer, whoever asks."""
     raise RouteRefused
 
 
 def _json(
     answer: dict[str, Any], standing: Iterable[Standing] = (), dialect: Dialect = Dialect.OLLAMA
-) -> HttpResponse:
+) -> Reply:
     headers = {"Content-Type": CONTENT_TYPES[Framing.NONE], **limit_headers(standing, dialect)}
-    return HttpResponse(orjson.dumps(answer), headers=headers)
+    return Reply(200, headers, orjson.dumps(answer))

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
-from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+import orjson
+from django.http import HttpRequest
 from django.urls import path, re_path
+
+from proxy.replies import Reply
+from proxy.views import Door
+
+
+def json(value: object, status: int = 200) -> Reply:
+    return Reply(status, {"Content-Type": "application/json"}, orjson.dumps(value))
 
 
 def note(request: HttpRequest, word: str) -> None:
@@ -17,8 +25,8 @@ def note(request: HttpRequest, word: str) -> None:
         notes.write(word + "\n")
 
 
-async def echo(request: HttpRequest) -> JsonResponse:
-    return JsonResponse(
+async def echo(request: HttpRequest) -> Reply:
+    return json(
         {
             "path": request.path,
             "script_name": request.META["SCRIPT_NAME"],
@@ -29,12 +37,12 @@ async def echo(request: HttpRequest) -> JsonResponse:
     )
 
 
-async def stream(request: HttpRequest) -> StreamingHttpResponse:
+async def stream(request: HttpRequest) -> Reply:
     """``n`` chunks, ``pause`` seconds apart, with an end that takes ``cleanup`` seconds."""
     count, pause = int(request.GET.get("n", "3")), float(request.GET.get("pause", "0"))
     cleanup = float(request.GET.get("cleanup", "0"))
 
-    async def chunks() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncGenerator[bytes, None]:
         note(request, "began")
         try:
             for number in range(count):
@@ -44,13 +52,13 @@ async def stream(request: HttpRequest) -> StreamingHttpResponse:
             await asyncio.sleep(cleanup)
             note(request, "cleaned up")
 
-    return StreamingHttpResponse(chunks(), content_type="text/plain")
+    return Reply(200, {"Content-Type": "text/plain"}, chunks())
 
 
-async def flood(request: HttpRequest) -> StreamingHttpResponse:
+async def flood(request: HttpRequest) -> Reply:
     """As much as the client takes."""
 
-    async def chunks() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncGenerator[bytes, None]:
         note(request, "began")
         try:
             while True:
@@ -59,10 +67,10 @@ async def flood(request: HttpRequest) -> StreamingHttpResponse:
         finally:
             note(request, "cleaned up")
 
-    return StreamingHttpResponse(chunks(), content_type="text/plain")
+    return Reply(200, {"Content-Type": "text/plain"}, chunks())
 
 
-async def wait(request: HttpRequest) -> HttpResponse:
+async def wait(request: HttpRequest) -> Reply:
     """A view that would answer in ten minutes."""
     note(request, "began")
     try:
@@ -70,53 +78,50 @@ async def wait(request: HttpRequest) -> HttpResponse:
     finally:
         await asyncio.sleep(float(request.GET.get("cleanup", "0")))
         note(request, "cleaned up")
-    return HttpResponse()
+    return Reply(200, {}, b"")
 
 
-async def breaks_before(request: HttpRequest) -> HttpResponse:
+async def breaks_before(request: HttpRequest) -> Reply:
     raise RuntimeError("a secret thing")
 
 
-async def breaks_after(request: HttpRequest) -> StreamingHttpResponse:
-    async def chunks() -> AsyncIterator[bytes]:
+async def breaks_after(request: HttpRequest) -> Reply:
+    async def chunks() -> AsyncGenerator[bytes, None]:
         yield b"good so far\n"
         await asyncio.sleep(0.05)
         raise RuntimeError("a secret thing")
 
-    return StreamingHttpResponse(chunks(), content_type="text/plain")
+    return Reply(200, {"Content-Type": "text/plain"}, chunks())
 
 
-async def streams_blocking(request: HttpRequest) -> StreamingHttpResponse:
-    return StreamingHttpResponse(iter([b"a"]))
-
-
-async def open_tasks(request: HttpRequest) -> JsonResponse:
+async def open_tasks(request: HttpRequest) -> Reply:
     """How many applications are running, this one included."""
     running = [
         task
         for task in asyncio.all_tasks()
         if getattr(task.get_coro(), "__qualname__", "") == "Gateway.__call__"
     ]
-    return JsonResponse({"tasks": len(running)})
+    return json({"tasks": len(running)})
 
 
-async def loop(request: HttpRequest) -> JsonResponse:
-    return JsonResponse({"loop": type(asyncio.get_running_loop()).__module__.partition(".")[0]})
+async def loop(request: HttpRequest) -> Reply:
+    return json({"loop": type(asyncio.get_running_loop()).__module__.partition(".")[0]})
 
 
-async def refuse_route(request: HttpRequest) -> JsonResponse:
-    return JsonResponse({"refused": request.path}, status=404)
+async def refuse_route(request: HttpRequest) -> Reply:
+    return json({"refused": request.path}, 404)
 
 
-urlpatterns = [
-    path("v1/open", open_tasks),
-    path("v1/loop", loop),
-    path("v1/echo", echo),
-    path("v1/stream", stream),
-    path("v1/flood", flood),
-    path("v1/wait", wait),
-    path("v1/breaks-before", breaks_before),
-    path("v1/breaks-after", breaks_after),
-    path("v1/streams-blocking", streams_blocking),
-    re_path("", refuse_route),
-]
+VIEWS: dict[str, Door] = {
+    "v1/open": open_tasks,
+    "v1/loop": loop,
+    "v1/echo": echo,
+    "v1/stream": stream,
+    "v1/flood": flood,
+    "v1/wait": wait,
+    "v1/breaks-before": breaks_before,
+    "v1/breaks-after": breaks_after,
+}
+REFUSE: Door = refuse_route
+
+urlpatterns = [*(path(where, view) for where, view in VIEWS.items()), re_path("", REFUSE)]

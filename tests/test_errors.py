@@ -63,6 +63,13 @@ FOR_EVER = Standing("key-micro-usd-lifetime", "key", "micro_usd", 5_000_000, -3,
 STREAMED = [route for route in calls.ROUTES if route.framing is not calls.Framing.NONE]
 
 
+def told_of(refusal: BaseException, dialect: Dialect, request_id: UUID) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of the answer that tells a refusal."""
+    reply = render(refusal, dialect, request_id)
+    assert isinstance(reply.body, bytes)
+    return reply.status, reply.headers, reply.body
+
+
 def leaves(kind: type[Refusal]) -> set[type[Refusal]]:
     below = kind.__subclasses__()
     return set().union(*map(leaves, below)) if below else {kind}
@@ -101,7 +108,7 @@ def test_the_dialect_is_that_of_the_path(path, dialect):
 
 
 def test_ollamas_errors_are_a_text():
-    status, headers, body = render(ModelRefused("x"), Dialect.OLLAMA, REQUEST_ID)
+    status, headers, body = told_of(ModelRefused("x"), Dialect.OLLAMA, REQUEST_ID)
 
     assert (status, json.loads(body)) == (403, {"error": ANSWERS[ModelRefused].sentence})
     assert headers["Content-Type"] == "application/json; charset=utf-8"
@@ -110,7 +117,7 @@ def test_ollamas_errors_are_a_text():
 
 
 def test_openais_errors_name_the_field_and_the_code():
-    _, _, body = render(BadRequest("top_p must be a number.", "top_p"), Dialect.OPENAI, REQUEST_ID)
+    _, _, body = told_of(BadRequest("top_p must be a number.", "top_p"), Dialect.OPENAI, REQUEST_ID)
 
     assert json.loads(body) == {
         "error": {
@@ -138,7 +145,7 @@ def test_openais_errors_name_the_field_and_the_code():
     ],
 )
 def test_anthropics_errors_have_a_type_by_status_and_the_request_id(refusal, kind):
-    _, headers, body = render(refusal, Dialect.ANTHROPIC, REQUEST_ID)
+    _, headers, body = told_of(refusal, Dialect.ANTHROPIC, REQUEST_ID)
 
     told = json.loads(body)
     assert told["type"] == "error"
@@ -148,30 +155,31 @@ def test_anthropics_errors_have_a_type_by_status_and_the_request_id(refusal, kin
 
 def test_a_model_that_is_forbidden_unknown_or_in_the_cloud_gets_the_same_answer():
     told = [
-        render(refusal, Dialect.OPENAI, REQUEST_ID) for refusal in (ModelRefused("a"), CloudModelRefused("b"))
+        told_of(refusal, Dialect.OPENAI, REQUEST_ID)
+        for refusal in (ModelRefused("a"), CloudModelRefused("b"))
     ]
 
     assert told[0] == told[1]
 
 
 def test_a_key_that_is_wrong_in_whatever_way_gets_the_same_answer():
-    told = [render(InvalidKey(reason), Dialect.OPENAI, REQUEST_ID) for reason in ("unknown", "revoked")]
+    told = [told_of(InvalidKey(reason), Dialect.OPENAI, REQUEST_ID) for reason in ("unknown", "revoked")]
 
     assert told[0] == told[1]
     assert told[0][1]["WWW-Authenticate"] == "Bearer"
 
 
 def test_a_fault_of_ours_tells_nothing():
-    status, _, body = render(RuntimeError("password=hunter2"), Dialect.OLLAMA, REQUEST_ID)
+    status, _, body = told_of(RuntimeError("password=hunter2"), Dialect.OLLAMA, REQUEST_ID)
 
     assert (status, json.loads(body)) == (500, {"error": INTERNAL.sentence})
 
 
 def test_a_response_without_a_view_has_an_id_of_its_own():
-    response = answer_for("/v1/models", RuntimeError())
+    reply = answer_for("/v1/models", RuntimeError())
 
-    assert response.status_code == 500
-    assert UUID(response["X-Request-Id"])
+    assert reply.status == 500
+    assert UUID(reply.headers["X-Request-Id"])
 
 
 @pytest.mark.parametrize(
@@ -200,14 +208,14 @@ def test_a_response_without_a_view_has_an_id_of_its_own():
     ],
 )
 def test_upstreams_own_errors_are_told_only_as_far_as_they_concern_the_client(status, text, told):
-    answered, _, body = render(UpstreamRefused(status, text), Dialect.OLLAMA, REQUEST_ID)
+    answered, _, body = told_of(UpstreamRefused(status, text), Dialect.OLLAMA, REQUEST_ID)
 
     assert (answered, json.loads(body)["error"]) == told
     assert status_of(UpstreamRefused(status, text)) == answered
 
 
 def test_a_limit_is_named_with_what_is_used_and_when_it_is_back():
-    _, _, body = render(BudgetExhausted([DAY, MINUTE], 7500.0), Dialect.OLLAMA, REQUEST_ID)
+    _, _, body = told_of(BudgetExhausted([DAY, MINUTE], 7500.0), Dialect.OLLAMA, REQUEST_ID)
 
     assert json.loads(body)["error"].endswith(
         "Limit tenant-tokens-day: 900 of 1000 tokens used or held, back in 2h5m0s."
@@ -215,7 +223,7 @@ def test_a_limit_is_named_with_what_is_used_and_when_it_is_back():
 
 
 def test_a_limit_that_never_comes_back_says_no_time():
-    _, headers, body = render(BudgetExhausted([FOR_EVER], None), Dialect.OLLAMA, REQUEST_ID)
+    _, headers, body = told_of(BudgetExhausted([FOR_EVER], None), Dialect.OLLAMA, REQUEST_ID)
 
     assert json.loads(body)["error"].endswith("5000003 of 5000000 millionths of a dollar used or held.")
     assert headers["X-Should-Retry"] == "false"
@@ -224,7 +232,7 @@ def test_a_limit_that_never_comes_back_says_no_time():
 
 @pytest.mark.parametrize("seconds", [0, 0.2, 1, 30, 100_000])
 def test_clients_are_told_to_wait_at_least_so_long_and_not_all_the_same(seconds):
-    told = [render(RateLimited([MINUTE], seconds), Dialect.OPENAI, REQUEST_ID)[1] for _ in range(50)]
+    told = [told_of(RateLimited([MINUTE], seconds), Dialect.OPENAI, REQUEST_ID)[1] for _ in range(50)]
 
     for headers in told:
         assert int(headers["Retry-After"]) >= max(1, seconds)
@@ -235,14 +243,14 @@ def test_clients_are_told_to_wait_at_least_so_long_and_not_all_the_same(seconds)
 
 
 def test_a_call_that_no_minute_has_room_for_asks_for_no_retry():
-    headers = render(RateLimited([MINUTE], None), Dialect.OPENAI, REQUEST_ID)[1]
+    headers = told_of(RateLimited([MINUTE], None), Dialect.OPENAI, REQUEST_ID)[1]
 
     assert headers["X-Should-Retry"] == "false"
     assert "Retry-After" not in headers
 
 
 def test_a_budget_says_when_it_is_back_but_asks_for_no_retry():
-    headers = render(BudgetExhausted([DAY], 7500.0), Dialect.OPENAI, REQUEST_ID)[1]
+    headers = told_of(BudgetExhausted([DAY], 7500.0), Dialect.OPENAI, REQUEST_ID)[1]
 
     assert int(headers["Retry-After"]) >= 7500
     assert headers["X-Should-Retry"] == "false"
@@ -250,7 +258,7 @@ def test_a_budget_says_when_it_is_back_but_asks_for_no_retry():
 
 @pytest.mark.parametrize("refusal", [KeysUnavailable(3.0), CountersUnavailable(), BacklogFull(), NoModels()])
 def test_our_own_troubles_ask_for_another_try(refusal):
-    status, headers, _ = render(refusal, Dialect.OPENAI, REQUEST_ID)
+    status, headers, _ = told_of(refusal, Dialect.OPENAI, REQUEST_ID)
 
     assert status == 503
     assert int(headers["Retry-After"]) >= 1
@@ -261,7 +269,7 @@ def test_our_own_troubles_ask_for_another_try(refusal):
     "refusal", [BadRequest("no"), InvalidKey("x"), RouteRefused(), ModelRefused(), RuntimeError()]
 )
 def test_what_cannot_get_better_asks_for_none(refusal):
-    headers = render(refusal, Dialect.OPENAI, REQUEST_ID)[1]
+    headers = told_of(refusal, Dialect.OPENAI, REQUEST_ID)[1]
 
     assert headers["X-Should-Retry"] == "false"
     assert "Retry-After" not in headers
@@ -384,7 +392,7 @@ MESSAGES: Any = [{"role": "user", "content": "hi"}]
 )
 def test_openais_client_raises_its_own_error_and_repeats_only_what_can_succeed(refusal, kind, tries):
     with (
-        answering(*render(refusal, Dialect.OPENAI, REQUEST_ID)) as (url, asked),
+        answering(*told_of(refusal, Dialect.OPENAI, REQUEST_ID)) as (url, asked),
         openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=1) as client,
         pytest.raises(kind) as raised,
     ):
@@ -406,7 +414,7 @@ def test_openais_client_raises_its_own_error_and_repeats_only_what_can_succeed(r
 )
 def test_anthropics_client_does_too(refusal, kind, tries):
     with (
-        answering(*render(refusal, Dialect.ANTHROPIC, REQUEST_ID)) as (url, asked),
+        answering(*told_of(refusal, Dialect.ANTHROPIC, REQUEST_ID)) as (url, asked),
         anthropic.Anthropic(base_url=url, api_key="x", max_retries=1) as client,
         pytest.raises(kind) as raised,
     ):
@@ -417,7 +425,7 @@ def test_anthropics_client_does_too(refusal, kind, tries):
 
 
 def test_ollamas_client_shows_the_sentence():
-    told = render(ModelRefused(), Dialect.OLLAMA, REQUEST_ID)
+    told = told_of(ModelRefused(), Dialect.OLLAMA, REQUEST_ID)
     with answering(*told) as (url, _), pytest.raises(ollama.ResponseError) as raised:
         ollama.Client(url).chat("tiny", MESSAGES)
 
