@@ -22,6 +22,13 @@ def on_cores(cores: Collection[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+def move(pids: Collection[int], cores: Collection[int]) -> None:
+    """Have processes, with all their threads, stay on ``cores`` from now on."""
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(task.name), cores)
+
+
 def tree(pid: int) -> list[int]:
     """``pid`` and all that descend from it."""
     pids = [pid]

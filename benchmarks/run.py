@@ -33,7 +33,7 @@ from benchmarks import native, scenarios, servers  # noqa: E402
 from benchmarks.bars import BARS, Result, Run, Verdict, figures_of  # noqa: E402
 from benchmarks.counting import Count, PostgresRequests, Relay, RespRequests, counted  # noqa: E402
 from benchmarks.native import Load, NotMeasuredError  # noqa: E402
-from benchmarks.processes import Strangers, allow_many_files  # noqa: E402
+from benchmarks.processes import Strangers, allow_many_files, move  # noqa: E402
 from benchmarks.scenarios import SCENARIOS, Scenario  # noqa: E402
 from benchmarks.servers import Server  # noqa: E402
 from config.embedded import Postgres, Valkey, remove_directory  # noqa: E402
@@ -205,12 +205,14 @@ def measure(
                 run.miss(["rate_to_nginx", "cpu_to_nginx", "chunk_cpu_to_nginx"], str(exc))
         if "gateway" in wanted or 13 in options.bars:
             targets["gateway"] = stack.enter_context(started(bench))
-        if "two workers" in wanted:
+        if scenarios.TWO_CORES in wanted:
             if bench.gateway_cores == bench.other_cores:
                 run.miss(["two_workers"], "this machine has one core")
             else:
-                both = bench.gateway_cores | bench.other_cores
-                targets["two workers"] = stack.enter_context(started(bench, cores=both, workers=2))
+                targets[scenarios.ONE_CORE] = targets["gateway"]
+                targets[scenarios.TWO_CORES] = stack.enter_context(
+                    started(bench, cores=two_cores(bench), workers=2)
+                )
         for number in range(options.rounds):
             watch = Strangers()
             results.append(one_round(bench, chosen, targets, run, number))
@@ -244,6 +246,25 @@ def started(bench: Bench, *, cores: frozenset[int] | None = None, workers: int =
         yield gateway
 
 
+def two_cores(bench: Bench) -> frozenset[int]:
+    return bench.gateway_cores | {min(bench.other_cores)}
+
+
+@contextlib.contextmanager
+def surroundings(bench: Bench, target: str) -> Iterator[None]:
+    """Have what is around a target where it is measured with it, usually on the cores it does not have."""
+    cores = {scenarios.ONE_CORE: bench.gateway_cores, scenarios.TWO_CORES: two_cores(bench)}.get(target)
+    if cores is None:
+        yield
+        return
+    pids = [os.getpid(), *bench.around.values()]
+    move(pids, cores)
+    try:
+        yield
+    finally:
+        move(pids, bench.other_cores)
+
+
 @contextlib.contextmanager
 def failing(run: Run, bar: int) -> Iterator[None]:
     """Let a bar fail, not the run, when its measurement breaks."""
@@ -265,7 +286,10 @@ def one_round(
         first = number % len(present)
         for target in present[first:] + present[:first]:
             progress(f"round {number + 1}: {scenario.name}, {target}")
-            result = scenarios.measure(bench.load, scenario, targets[target], bench.upstream, bench.around)
+            with surroundings(bench, target):
+                result = scenarios.measure(
+                    bench.load, scenario, targets[target], bench.upstream, bench.around
+                )
             if result.errors or not result.pieces:
                 reason = (
                     f"errors: {result.errors} with {scenario.name}, {target}; first: {result.first_error}"

@@ -48,7 +48,7 @@ def test_ratios_are_taken_within_a_round() -> None:
     round_of = {
         "16 callers": {"nginx": result(1000, 16_000), "gateway": result(50, 16_000, p50=100, p99=250)},
         "256 callers": {"gateway": result(40)},
-        "64 callers": {"gateway": result(50), "two workers": result(90)},
+        "64 callers": {"one core": result(50), "two cores": result(90)},
     }
 
     figures = figures_of(round_of)
