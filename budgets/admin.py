@@ -12,6 +12,7 @@ from budgets.models import (
     Budget,
     BudgetPeriod,
     LedgerEntry,
+    OutageCredit,
     ParkedRecord,
     Price,
     RateLimit,
@@ -101,6 +102,27 @@ class PriceAdmin(admin.ModelAdmin):
             self.delete_model(request, price)
 
 
+@admin.register(OutageCredit)
+class OutageCreditAdmin(admin.ModelAdmin):
+    """What each process may lend a tenant while Redis cannot be asked; 0 takes it back."""
+
+    fields = ["tenant", "tokens"]
+    list_display = ["tenant", "tokens"]
+    list_select_related = ["tenant"]
+    search_fields = ["tenant__slug"]
+    autocomplete_fields = ["tenant"]
+    show_full_result_count = False
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
+        return ["tenant"] if obj else []
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def save_model(self, request: HttpRequest, obj: OutageCredit, form: Any, change: bool) -> None:
+        services.set_outage_credit(tenant=obj.tenant, tokens=obj.tokens, actor=str(request.user))
+
+
 @admin.register(LedgerEntry)
 class LedgerEntryAdmin(ReadOnlyAdmin):
     """The truth; nobody changes it. Search: id of a request, tenant or key, or name of a model."""
@@ -110,7 +132,7 @@ class LedgerEntryAdmin(ReadOnlyAdmin):
         "ended_at", "kind", "tenant", "key", "model", "input_tokens", "output_tokens", "cost_micro_usd",
         "exact", "outcome",
     ]  # fmt: skip
-    list_filter = ["kind", "exact", "late", "operation"]
+    list_filter = ["kind", "exact", "late", "on_credit", "operation"]
     # Not "model__exact": Django takes that for the field ``exact``.
     search_fields = ["=model"]
 

@@ -52,6 +52,13 @@ class Charge(NamedTuple):
     def amount(self, output_tokens: int) -> int:
         return self.whole - (-(self.rest + output_tokens * self.rate) // self.per)
 
+    def most_output(self, room: int) -> int:
+        """The most output with which the charge is within ``room``; -1 if there is none."""
+        dividend = (room - self.whole) * self.per - self.rest
+        if dividend < 0:
+            return -1
+        return dividend // self.rate if self.rate else LARGEST_TOKENS
+
 
 FREE = Charge(0, 0, 0, 1)
 ONE = Charge(1, 0, 0, 1)

@@ -145,33 +145,78 @@ def _drain_batch() -> int:
         entries = _read("0") or _read(">")
         if not entries:
             return 0
-        _take(entries)
-    run_now(ACKNOWLEDGE, [USAGE, DRAINED], GROUP, *(stream_id for stream_id, _ in entries))
+        surplus = _take(entries)
+    _acknowledge([stream_id.decode() for stream_id, _ in entries], surplus)
     return len(entries)
 
 
-def _take(entries: list[Entry]) -> None:
-    """Write a batch; what cannot be written is parked and keeps nothing else from it."""
+# By id of a record: amounts by name of a counter.
+Surplus = dict[str, dict[str, int]]
+
+
+def _acknowledge(stream_ids: list[str], surplus: Surplus) -> None:
+    """Tell the stream what is taken, and the counters what they have counted twice."""
+    counters = sorted({key for amounts in surplus.values() for key in amounts})
+    corrections = {
+        stream_id: [(counters.index(key), str(-amount)) for key, amount in amounts.items()]
+        for stream_id, amounts in surplus.items()
+    }
+    run_now(ACKNOWLEDGE, [USAGE, DRAINED, *counters], GROUP, orjson.dumps(corrections), *stream_ids)
+
+
+def _take(entries: list[Entry]) -> Surplus:
+    """Write a batch; what cannot be written is parked and keeps nothing else from it.
+
+    Returns what the counters have counted that the ledger had already.
+    """
     records: dict[tuple[UUID, str], Record] = {}
     entry_of: dict[tuple[UUID, str], Entry] = {}
+    repeated: list[tuple[str, Record]] = []
     for entry in entries:
         try:
             record = _record(entry[1])
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as exc:
             _park(entry, exc)
+            continue
+        if record.name in records:
+            repeated.append((entry[0].decode(), record))
         else:
-            records.setdefault(record.name, record)
-            entry_of.setdefault(record.name, entry)
+            records[record.name], entry_of[record.name] = record, entry
+    known: list[Record] = []
     try:
         with transaction.atomic():
-            _write(list(records.values()))
+            known = _write(list(records.values()))
     except (DataError, IntegrityError):
         for name, record in records.items():
             try:
                 with transaction.atomic():
-                    _write([record])
+                    known += _write([record])
             except (DataError, IntegrityError) as exc:
                 _park(entry_of[name], exc)
+    repeated += [(entry_of[record.name][0].decode(), record) for record in known]
+    return _surplus(repeated) if repeated else {}
+
+
+def _surplus(repeated: list[tuple[str, Record]]) -> Surplus:
+    """What the counters have counted of these records beyond what stands in the ledger because of them.
+
+    A settlement that was sent again after Redis had lost the mark of its end was
+    booked there a second time, at another moment. A record that is merely read
+    again was not.
+    """
+    made_of: dict[tuple[UUID, datetime], list[LedgerEntry]] = defaultdict(list)
+    for row in LedgerEntry.objects.filter(request_id__in=[one.row.request_id for _, one in repeated]):
+        made_of[row.request_id, row.ended_at].append(row)
+    surplus: Surplus = {}
+    for stream_id, record in repeated:
+        rows = made_of[record.row.request_id, record.row.ended_at]
+        for counter in record.counters:
+            amount = 0
+            if counter.kind == "budget":
+                amount = _amount(counter.unit, record.row) - sum(_amount(counter.unit, row) for row in rows)
+            if amount:
+                surplus.setdefault(stream_id, {})[counter.key] = amount
+    return surplus
 
 
 def _park(entry: Entry, reason: Exception) -> None:
@@ -222,6 +267,7 @@ def _record(fields: Fields | None) -> Record:
         price_id=_uuid(call["price"] and call["price"][0]),
         exact=end["exact"],
         late=kind == "late",
+        on_credit=call.get("on_credit", False),
         outcome=end["outcome"],
         status=end["status"],
     )  # fmt: skip
@@ -251,12 +297,11 @@ def _uuid(text: str | None) -> UUID | None:
     return None if text is None else UUID(text)
 
 
-def _write(records: list[Record]) -> None:
-    """Insert what the ledger does not have, and what follows from that."""
+def _write(records: list[Record]) -> list[Record]:
+    """Insert what the ledger does not have, and what follows from that; return the records it had."""
     inserted = _insert(records)
-    finals = [
-        record for record in records if record.name not in inserted and record.row.outcome != "orphaned"
-    ]
+    repeated = [record for record in records if record.name not in inserted]
+    finals = [record for record in repeated if record.row.outcome != "orphaned"]
     new = [record for record in records if record.name in inserted]
     if finals:
         adjustments = list(_adjustments_of_orphans(finals))
@@ -269,6 +314,7 @@ def _write(records: list[Record]) -> None:
             [_event_of(record.row) for record in new if record.row.kind == LedgerEntry.Kind.USAGE],
             ignore_conflicts=True,
         )
+    return repeated
 
 
 def _insert(records: Iterable[Record]) -> set[tuple[UUID, str]]:

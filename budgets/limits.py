@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import timedelta
 from math import inf
+from typing import TYPE_CHECKING
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -17,13 +18,16 @@ from django.utils.timezone import now as utc_now
 from budgets import periods
 from budgets.counters import NONE, NUMBERS_OF_KINDS, Counter, Kind
 from budgets.exceptions import CountersUnavailable
-from budgets.models import Budget, Measure, Price, RateLimit, ScopedRow
+from budgets.models import Budget, Measure, OutageCredit, Price, RateLimit, ScopedRow
 from budgets.pricing import PinnedPrice
 from budgets.single_flight import SingleFlight
 from keys.verification import Caller
 from tenants import snapshots
 from tenants.database import DatabaseError
 from tenants.redis import RedisError
+
+if TYPE_CHECKING:
+    from budgets.reservations import Reservation
 
 REMEMBERED_KEYS = 10_000
 
@@ -75,13 +79,14 @@ class Limit:
         return self.model in ("", model) and self.upstream in ("", upstream)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Counting:
     """The limits of some calls and the counters of the present periods, side by side.
 
     ``keys`` are the counters' names. ``as_json`` is what the ledger has to know
     of the counters. ``terms`` is what reserve.lua has to know of each: kind,
     limit and whether it may refuse; start, end (ms) and expiry of its period.
+    ``last`` is the call admitted last, where the tenant has credit.
     """
 
     limits: tuple[Limit, ...]
@@ -91,6 +96,7 @@ class Counting:
     terms: list[tuple[tuple[int, int, int], tuple[int, int, int]]]
     _since_ms: float
     _until_ms: float
+    last: Reservation | None = None
 
     @classmethod
     def of(cls, limits: tuple[Limit, ...], now_ms: float) -> Counting:
@@ -134,10 +140,12 @@ class Limits:
 
     ``prices`` are by model, the ones that count first: the tenant's before
     everybody's, of each the latest first; with the ms since 1970 they start at.
+    ``credit_tokens`` is what a process may lend the tenant while Redis is away.
     """
 
     limits: tuple[Limit, ...]
     prices: dict[str, list[tuple[int, PinnedPrice]]]
+    credit_tokens: int = 0
     _countings: dict[tuple[str, str], Counting] = field(default_factory=dict, repr=False)
 
     def counting(self, model: str, upstream: str, now_ms: float) -> Counting:
@@ -237,7 +245,8 @@ def load(caller: Caller) -> Limits:
         for row in sorted(rows, key=lambda row: (row.tenant_id is not None, row.starts_at), reverse=True):
             pinned = PinnedPrice(row.id.hex, row.input_price, row.cached_price, row.output_price)
             prices.setdefault(row.model, []).append((int(row.starts_at.timestamp() * 1000), pinned))
-    return Limits((*rates, *budgets), prices)
+        credit = OutageCredit.objects.filter(tenant=caller.tenant_id).values_list("tokens", flat=True).first()
+    return Limits((*rates, *budgets), prices, credit or 0)
 
 
 def _of_rate_limit(row: RateLimit) -> Limit:

@@ -242,6 +242,31 @@ class Price(models.Model):
         return f"{self.model} from {self.starts_at:%Y-%m-%d %H:%M}"
 
 
+class OutageCredit(models.Model):
+    """What calls of a tenant may use while Redis cannot be asked, for each process of the gateway.
+
+    Without a row, or with 0, nothing: such calls are refused.
+    """
+
+    tenant = models.OneToOneField(Tenant, on_delete=models.CASCADE, primary_key=True, related_name="+")
+    tokens = models.BigIntegerField(
+        help_text="Tokens, input and output, that each process may lend until Redis has booked them. 0: none."
+    )
+
+    class Meta:
+        verbose_name = "outage credit"
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(tokens__range=(0, LARGEST)),
+                name="budgets_outagecredit_in_range",
+                violation_error_message="A credit is 0 or more.",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.tokens} tokens of credit for {self.tenant}"
+
+
 class LedgerEntry(models.Model):
     """What one call used: the append-only truth.
 
@@ -291,6 +316,10 @@ class LedgerEntry(models.Model):
     )
     exact = models.BooleanField(help_text="False: the tokens are estimated.")
     late = models.BooleanField(help_text="Settled when its hold was gone already.")
+    # With a default in the database, because the release before this one writes entries too.
+    on_credit = models.BooleanField(
+        default=False, db_default=False, help_text="Admitted while Redis could not be asked."
+    )
     outcome = models.TextField()
     status = models.SmallIntegerField()
     recorded_at = models.DateTimeField(default=now)

@@ -36,6 +36,7 @@ from budgets.counters import (
     packed,
     run,
 )
+from budgets.credit import CREDIT, Loan, credit
 from budgets.epochs import expected
 from budgets.exceptions import (
     BacklogFull,
@@ -49,7 +50,7 @@ from budgets.exceptions import (
     StaleCaller,
     TooLarge,
 )
-from budgets.limits import Counting, Limit, limits_for
+from budgets.limits import Counting, Limit, Limits, limits_for
 from budgets.pricing import PinnedPrice
 from budgets.settlements import Moments, Settlement, settlement
 from keys.verification import Caller
@@ -125,7 +126,7 @@ class Reservation:
     ``capped_by`` names the limit that made it smaller than was wished, if one
     did. ``stopped`` is set, with ``stop_reason``, when the call has to end:
     ``stopped``, ``key_no_longer_valid``, ``hold_lost``, or the reason an
-    operator gave.
+    operator gave. ``loan`` is the credit that a call runs on instead of a hold.
     """
 
     request_id: UUID
@@ -143,6 +144,21 @@ class Reservation:
     stopped: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     stop_reason: str = ""
     ended: bool = False
+    loan: Loan | None = None
+    # What was booked on each counter, once the call has ended.
+    booked: tuple[int, ...] | None = None
+
+    def totals(self) -> list[int]:
+        """What is used and held on each counter as far as this call knows: as it found it, and itself."""
+        totals = []
+        for number, (counter, cost) in enumerate(zip(self.counters, self.charges, strict=True)):
+            before = self.figures[3 * number] + self.figures[3 * number + 1] - cost.amount(self.output_cap)
+            if self.booked is None:
+                own = cost.amount(self.output_cap)
+            else:
+                own = 0 if counter.kind == "leases" else self.booked[number]
+            totals.append(before + own)
+        return totals
 
     @property
     def standing(self) -> list[Standing]:
@@ -154,6 +170,14 @@ class Reservation:
         if not self.stopped.is_set():
             self.stop_reason = reason
             self.stopped.set()
+
+
+class Unanswered(Exception):
+    """Redis did not answer ``reserve``. ``void`` takes back what it may have written."""
+
+    def __init__(self, void: Settlement) -> None:
+        super().__init__(void.request_id)
+        self.void = void
 
 
 async def reserve(caller: Caller, demand: Demand) -> Reservation:
@@ -175,10 +199,16 @@ async def reserve(caller: Caller, demand: Demand) -> Reservation:
             raise PriceMissing
         charges = tuple([charge(limit.unit, demand.input_tokens, price) for limit in applying])
         call = _facts(caller, demand, counting, price)
-        reply = await _run_reserve(caller, demand, counting, charges, price, call)
+        try:
+            reply = await _run_reserve(caller, demand, counting, charges, price, call)
+        except Unanswered as exc:
+            lent = await _on_credit(caller, demand, limits, counting, charges, price, exc.void)
+            if lent is None:
+                raise CountersUnavailable from exc
+            return lent
         status, _, redis_ms, cap, capped, refused, figures = reply
         if status == b"held":
-            return Reservation(
+            reservation = Reservation(
                 request_id=demand.request_id,
                 caller=caller,
                 demand=demand,
@@ -192,6 +222,9 @@ async def reserve(caller: Caller, demand: Demand) -> Reservation:
                 price=price,
                 call=call,
             )
+            if limits.credit_tokens:
+                counting.last = reservation
+            return reservation
         clock.learn(redis_ms)
         if status == b"refused":
             raise _limit_reached(demand, applying, counters, charges, refused, figures, redis_ms)
@@ -257,21 +290,61 @@ async def _run_reserve(
         logger.warning("reserve failed: %s", exc)
         raise CountersUnavailable from exc
     except (RedisError, asyncio.CancelledError) as exc:
-        # The hold may have been written all the same, and nobody will use it.
-        _take_back(
-            settlement(
-                request_id=request_id, mode="void", call=call, counters=counting.counters, price=price,
-                input_bound=0, output_cap=0, admitted_ms=int(clock.now_ms()), usage=None,
-                outcome="void", status=503, moments=Moments(),
-            )
+        # The hold may have been written all the same.
+        void = settlement(
+            request_id=request_id, mode="void", call=call, counters=counting.counters, price=price,
+            input_bound=0, output_cap=0, admitted_ms=int(clock.now_ms()), usage=None,
+            outcome="void", status=503, moments=Moments(),
         )  # fmt: skip
         if isinstance(exc, asyncio.CancelledError):
+            _take_back(void)
             raise
-        raise CountersUnavailable from exc
+        raise Unanswered(void) from exc
     if reply[1].decode() != request_id:
         logger.critical("Redis answered request %s with the reply of another", request_id)
         raise CountersUnavailable
     return reply
+
+
+async def _on_credit(
+    caller: Caller,
+    demand: Demand,
+    limits: Limits,
+    counting: Counting,
+    charges: tuple[Charge, ...],
+    price: PinnedPrice | None,
+    void: Settlement,
+) -> Reservation | None:
+    """Admit a call out of its tenant's credit, as Redis did not answer; None if that is not possible.
+
+    A hold that Redis may have written all the same then belongs to the call.
+    """
+    loan = None
+    try:
+        loan = await credit.lend(caller, demand, limits.credit_tokens, counting, charges)
+    finally:
+        if loan is None:
+            _take_back(void)
+    if loan is None:
+        return None
+    figures: list[int] = []
+    for counter, total in zip(counting.counters, loan.standing, strict=True):
+        figures += (total + loan.amounts[counter.key], 0, NONE)
+    return Reservation(
+        request_id=demand.request_id,
+        caller=caller,
+        demand=demand,
+        output_cap=loan.output_cap,
+        capped_by=CREDIT if loan.output_cap < demand.output_tokens else None,
+        admitted_at_ms=int(clock.now_ms()),
+        limits=counting.limits,
+        counters=counting.counters,
+        charges=charges,
+        figures=figures,
+        price=price,
+        call=_facts(caller, demand, counting, price, on_credit=True),
+        loan=loan,
+    )
 
 
 def _keys(request_id: str, counting: Counting) -> list[str]:
@@ -303,7 +376,14 @@ def _terms(
     return expected.epoch, caller.tenant_id.hex, packed(numbers)
 
 
-def _facts(caller: Caller, demand: Demand, counting: Counting, price: PinnedPrice | None) -> bytes:
+def _facts(
+    caller: Caller,
+    demand: Demand,
+    counting: Counting,
+    price: PinnedPrice | None,
+    *,
+    on_credit: bool = False,
+) -> bytes:
     """What the ledger has to know of a call, as JSON."""
     return orjson.dumps(
         {
@@ -326,6 +406,7 @@ def _facts(caller: Caller, demand: Demand, counting: Counting, price: PinnedPric
             "input_bound": demand.input_tokens,
             "price": None if price is None else (price.id, price.input, price.cached, price.output),
             "counters": counting.as_json,
+            **({"on_credit": True} if on_credit else {}),
         }
     )
 
@@ -435,16 +516,19 @@ async def _end(
         status=status,
         moments=moments,
     )
+    reservation.booked = end.amounts
+    if reservation.loan is not None:
+        credit.used(reservation.loan, end)
     _remember(end)
     try:
-        await _book(end)
+        await _book(end, reservation.loan)
     except asyncio.CancelledError:
         # Nobody knows how far it came; a repeat books it once.
-        _in_background(_book(end))
+        _in_background(_book(end, reservation.loan))
         raise
 
 
-async def _book(end: Settlement) -> None:
+async def _book(end: Settlement, loan: Loan | None) -> None:
     """Book a settlement in Redis, else keep it. Never raises."""
     for _ in range(SETTLE_ATTEMPTS):
         try:
@@ -452,7 +536,11 @@ async def _book(end: Settlement) -> None:
         except RedisError as exc:
             trouble = exc
         else:
+            if loan is not None:
+                credit.repaid(loan)
             return
+    if loan is not None:
+        credit.repay_later()
     logger.warning("Redis cannot take the settlement of %s: %s", end.request_id, trouble)
     try:
         async with asyncio.timeout(SPOOL_SECONDS):

@@ -9,7 +9,7 @@ from django.db import transaction
 from django.utils.timezone import now
 
 from audit.recording import record
-from budgets.models import Budget, Price, RateLimit, ScopedRow
+from budgets.models import Budget, OutageCredit, Price, RateLimit, ScopedRow
 from keys.models import ApiKey
 from tenants import generations
 from tenants.models import Member, Team, Tenant
@@ -137,6 +137,30 @@ def remove_price(*, price: Price, actor: str) -> None:
         starts_at=price.starts_at,
     )
     transaction.on_commit(generations.project_quietly)
+
+
+@transaction.atomic
+def set_outage_credit(*, tenant: Tenant, tokens: int, actor: str) -> OutageCredit:
+    """Let each process lend ``tenant`` so many tokens while Redis cannot be asked; 0 for none; returns it.
+
+    Raises ``ValidationError`` for less than nothing.
+    """
+    row = OutageCredit.objects.select_for_update().filter(tenant=tenant).first()
+    before = None if row is None else row.tokens
+    row = row or OutageCredit(tenant=tenant)
+    row.tokens = tokens
+    row.full_clean()
+    row.save()
+    record(
+        action="outage_credit.set",
+        actor=actor,
+        subject=str(tenant.pk),
+        tenant_id=tenant.pk,
+        before=before,
+        tokens=tokens,
+    )
+    transaction.on_commit(generations.project_quietly)
+    return row
 
 
 def _whose(

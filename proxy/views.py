@@ -121,6 +121,8 @@ def _headers(admission: Admission, framing: Framing) -> dict[str, str]:
         "X-Accel-Buffering": "no",
         **limit_headers(reservation.standing, admission.call.route.dialect),
     }
+    if reservation.loan is not None:
+        headers["X-Tollgate-Credit"] = f"{reservation.loan.tokens};left={reservation.loan.left}"
     if reservation.capped_by is not None:
         headers["X-Tollgate-Output-Cap"] = f"{reservation.output_cap};by={reservation.capped_by}"
     return headers

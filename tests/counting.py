@@ -40,7 +40,9 @@ def believed_by_postgres() -> None:
     CounterEpoch.objects.update_or_create(id=1, defaults={"epoch": TEST_EPOCH})
 
 
-def ada(*limiting: Limit, prices: dict[str, PinnedPrice] | None = None, **changes: Any) -> Caller:
+def ada(
+    *limiting: Limit, prices: dict[str, PinnedPrice] | None = None, credit_tokens: int = 0, **changes: Any
+) -> Caller:
     """A caller whose calls ``limiting`` limits, known to Redis."""
     fields: dict[str, Any] = {
         "public_id": "ada000000000",
@@ -66,7 +68,7 @@ def ada(*limiting: Limit, prices: dict[str, PinnedPrice] | None = None, **change
     caller = Caller(**(fields | changes))
     redis().zadd(GENERATIONS, {caller.tenant_id.hex: 1})
     priced = {model: [(0, price)] for model, price in (prices or {}).items()}
-    limits._cache.put(caller, Limits(tuple(limiting), priced))
+    limits._cache.put(caller, Limits(tuple(limiting), priced, credit_tokens))
     return caller
 
 

@@ -465,6 +465,61 @@ def test_a_process_that_saw_only_the_rebuilt_counters_sends_again_and_has_them_r
     assert sorted(LedgerEntry.objects.values_list("output_tokens", flat=True)) == [1, 2]
 
 
+def test_what_the_ledger_had_already_and_was_sent_again_is_not_counted_twice() -> None:
+    """Sent by a process that learned of the loss only after the rebuild: the mark of its end is gone."""
+    budget = a_budget(1000)
+    caller = ada(budget)
+    end(admit(caller), input_tokens=10, output_tokens=1)
+    ledger.drain()
+    redis().flushdb()
+    ensure_epoch()
+
+    async def twice() -> None:
+        await reservations.book_recent_again()
+        await reservations.book_recent_again()
+
+    asyncio.run(twice())
+    assert figures(budget) == (22, 0)
+    ledger.drain()
+    ledger.drain()
+
+    assert figures(budget) == (11, 0)
+    assert LedgerEntry.objects.count() == 1
+
+
+def test_an_orphan_whose_mark_was_lost_and_whose_owner_turns_up_is_counted_once() -> None:
+    budget = a_budget(1000)
+    caller = ada(budget)
+    reservation = admit(caller, input_tokens=10)
+    expire_hold(reservation.request_id)
+    sweep()
+    ledger.drain()
+    redis().delete(hold_key(reservation.request_id))
+
+    end(reservation, input_tokens=7, output_tokens=20)
+    ledger.drain()
+
+    booked = LedgerEntry.objects.values_list("input_tokens", "output_tokens")
+    assert [sum(tokens) for tokens in zip(*booked, strict=True)] == [7, 20]
+    assert figures(budget) == (27, 0)
+
+
+def test_a_drain_that_died_before_it_told_the_stream_corrects_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    budget = a_budget(1000)
+    end(admit(ada(budget)), input_tokens=10, output_tokens=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "_acknowledge", lambda *_: None)
+        patch.setattr(ledger, "MOST_BATCHES", 1)
+        ledger.drain()
+    assert LedgerEntry.objects.count() == 1
+
+    ledger.drain()
+
+    assert figures(budget) == (11, 0)
+
+
 def test_a_rebuild_counts_what_the_stream_still_holds() -> None:
     budget = a_budget(1000)
     caller = ada(budget)
