@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from django.conf import settings
+from django.test import override_settings
 
 from budgets.counters import (
     CLOCK,
@@ -422,8 +422,8 @@ def test_nothing_is_admitted_without_the_epoch() -> None:
         admit(caller)
 
 
-def test_nothing_is_admitted_when_too_much_waits_for_the_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "MAX_BACKLOG", 10)
+@override_settings(MAX_BACKLOG=10)
+def test_nothing_is_admitted_when_too_much_waits_for_the_ledger() -> None:
     caller = ada()
     redis().set(SETTLED, 110)
     redis().set(DRAINED, 100)

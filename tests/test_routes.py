@@ -117,10 +117,11 @@ def ask(method: str, path: str, query: bytes = b"") -> tuple[int, dict[str, str]
     async def answer():
         return await ProxyHandler().answer(scope, b"")
 
-    response = asyncio.run(answer())
-    request_id = response["X-Request-Id"]
-    headers = {name: value for name, value in response.items() if value != request_id}
-    return response.status_code, headers, response.content.replace(request_id.encode(), b"")
+    reply = asyncio.run(answer())
+    assert isinstance(reply.body, bytes)
+    request_id = reply.headers["X-Request-Id"]
+    headers = {name: value for name, value in reply.headers.items() if value != request_id}
+    return reply.status, headers, reply.body.replace(request_id.encode(), b"")
 
 
 def by_path(routes):
