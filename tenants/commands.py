@@ -20,6 +20,10 @@ _SPAN = re.compile(r"([1-9]\d{0,5})([mhd])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
+# For a change that ``generations.in_force`` does not confirm.
+PENDING = "Pending: Redis cannot be reached. The gateway puts it in force as soon as it can."
+
+
 @contextmanager
 def told_plainly() -> Iterator[None]:
     """Turn what a service or a constraint refuses into the one line that a command prints."""

@@ -38,7 +38,7 @@ NUMBERS = "{p0}:generations"
 CHANNEL = "tollgate_generation"
 
 POLL_SECONDS = 5.0
-LONGEST_WAIT_SECONDS = 15.0
+LONGEST_WAIT_SECONDS = POLL_SECONDS
 BATCH = 1000
 
 
@@ -212,6 +212,8 @@ async def listen() -> None:
             longest = min(LONGEST_WAIT_SECONDS, 0.5 * 2 ** min(failures, 10))
             seconds = random.uniform(longest / 2, longest)  # noqa: S311
             logger.warning("listening for changes stopped, next try in %.1f s: %s", seconds, exc)
+            # PostgreSQL may answer all the same, only not to somebody who listens.
+            await asyncio.to_thread(_work_in_thread, project)
             await asyncio.sleep(seconds)
 
 

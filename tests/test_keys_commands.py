@@ -15,6 +15,8 @@ from tenants.commands import moment
 from tenants.models import Member, Tenant, User
 from tenants.redis import redis_now
 
+pytestmark = pytest.mark.django_db(transaction=True)
+
 NOWHERE = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}}
 NOW = datetime(2026, 11, 21, 4, 30, tzinfo=UTC)
 
@@ -40,7 +42,6 @@ def run_json(*arguments):
     return json.loads(run(*arguments, "--json"))
 
 
-@pytest.mark.django_db
 def test_create_tenant_creates_a_tenant_and_its_first_owner():
     told = run("create_tenant", "--slug", "acme", "--name", "ACME", "--owner", "ada@example.org")
 
@@ -64,7 +65,6 @@ def test_create_tenant_takes_a_user_who_is_there_as_owner(ada):
     assert Member.objects.get(pk=created["owner_member_id"]).user == ada.user
 
 
-@pytest.mark.django_db
 @pytest.mark.parametrize(
     ("options", "allow_all_models", "models"),
     [
@@ -89,6 +89,7 @@ def test_create_tenant_says_which_models_its_keys_may_call(options, allow_all_mo
         "models": models,
         "owner": None,
         "owner_member_id": None,
+        "in_force": True,
     }
 
 
@@ -164,6 +165,7 @@ def test_issue_key_tells_all_about_the_key_in_json(acme, ada):
         "expires_at": "2099-01-31T00:00:00+01:00",
         "allow_all_models": False,
         "models": ["tiny:latest"],
+        "in_force": True,
     }
 
 
@@ -177,7 +179,6 @@ def test_a_key_issued_without_a_list_of_models_follows_the_tenant_or_may_call_al
     assert (key.allow_all_models, key.models) == (allow_all_models, None)
 
 
-@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("by", ["public_id", "key_id"])
 def test_revoke_key_revokes_and_says_that_it_is_in_force(by):
     services.create_tenant(slug="acme", name="ACME", actor="root")
@@ -205,7 +206,6 @@ def test_revoke_key_revokes_and_says_that_it_is_in_force(by):
     redis_now().delete(generations.NUMBERS)
 
 
-@pytest.mark.django_db(transaction=True)
 def test_revoke_key_says_when_the_change_is_pending(settings):
     services.create_tenant(slug="acme", name="ACME", actor="root")
     issued = run_json("issue_key", "--tenant", "acme", "--label", "nightly")

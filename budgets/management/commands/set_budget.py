@@ -7,7 +7,8 @@ from audit.recording import person_at_the_shell
 from budgets import services
 from budgets.models import PeriodKind, Unit
 from keys.models import ApiKey
-from tenants.commands import tenant_called, told_plainly
+from tenants import generations
+from tenants.commands import PENDING, tenant_called, told_plainly
 from tenants.models import Tenant
 
 
@@ -41,6 +42,7 @@ class Command(BaseCommand):
                 shadow=options["shadow"],
                 actor=person_at_the_shell(),
             )
+        in_force = generations.in_force(tenant.pk)
         if options["json"]:
             described = {
                 "budget_id": str(budget.pk),
@@ -51,11 +53,14 @@ class Command(BaseCommand):
                 "period": budget.period,
                 "limit": budget.limit,
                 "shadow": budget.shadow,
+                "in_force": in_force,
             }
             self.stdout.write(json.dumps(described))
             return
         limit = "no limit" if budget.limit is None else str(budget.limit)
         self.stdout.write(f"{limit}: {budget}{', in shadow mode' if budget.shadow else ''}.")
+        if not in_force:
+            self.stdout.write(PENDING)
 
 
 def _number(text: str) -> int | None:

@@ -5,7 +5,8 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from audit.recording import person_at_the_shell
 from budgets import services
-from tenants.commands import tenant_called, told_plainly
+from tenants import generations
+from tenants.commands import PENDING, tenant_called, told_plainly
 
 
 class Command(BaseCommand):
@@ -28,11 +29,16 @@ class Command(BaseCommand):
             credit = services.set_outage_credit(
                 tenant=tenant, tokens=options["tokens"], actor=person_at_the_shell()
             )
+        in_force = generations.in_force(tenant.pk)
         if options["json"]:
-            self.stdout.write(json.dumps({"tenant": tenant.slug, "tokens": credit.tokens}))
-        elif credit.tokens:
+            described = {"tenant": tenant.slug, "tokens": credit.tokens, "in_force": in_force}
+            self.stdout.write(json.dumps(described))
+            return
+        if credit.tokens:
             self.stdout.write(
                 f"While Redis is away each process lets {tenant.slug} use up to {credit.tokens} tokens."
             )
         else:
             self.stdout.write(f"While Redis is away {tenant.slug} is refused.")
+        if not in_force:
+            self.stdout.write(PENDING)

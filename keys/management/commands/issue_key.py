@@ -5,7 +5,8 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from audit.recording import person_at_the_shell
 from keys import secrets, services
-from tenants.commands import add_model_arguments, member_with, moment, tenant_called, told_plainly
+from tenants import generations
+from tenants.commands import PENDING, add_model_arguments, member_with, moment, tenant_called, told_plainly
 
 
 class Command(BaseCommand):
@@ -39,6 +40,7 @@ class Command(BaseCommand):
                 models=options["models"],
                 actor=person_at_the_shell(),
             )
+        in_force = generations.in_force(tenant.pk)
         if options["json"]:
             described = {
                 "key_id": str(key.pk),
@@ -50,9 +52,13 @@ class Command(BaseCommand):
                 "expires_at": expires_at and expires_at.isoformat(),
                 "allow_all_models": key.allow_all_models,
                 "models": key.models,
+                "in_force": in_force,
             }
             self.stdout.write(json.dumps(described))
             return
+        if not in_force:
+            self.stdout.write(PENDING)
+        # The secret is the last line, for those who take it from there.
         self.stdout.write(
             f"Issued key {key.label} ({key.pk}) of {tenant.slug}. Its secret is not shown again:"
         )

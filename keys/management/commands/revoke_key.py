@@ -8,6 +8,7 @@ from audit.recording import person_at_the_shell
 from keys import services
 from keys.models import ApiKey
 from tenants import generations
+from tenants.commands import PENDING
 
 
 class Command(BaseCommand):
@@ -41,9 +42,7 @@ class Command(BaseCommand):
         if in_force:
             self.stdout.write("In force: no process admits another call with it.")
         else:
-            self.stdout.write(
-                "Pending: Redis cannot be reached. The gateway puts it in force as soon as it can."
-            )
+            self.stdout.write(PENDING)
 
 
 def _key_called(name: str) -> ApiKey:

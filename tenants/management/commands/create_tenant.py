@@ -5,8 +5,8 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import transaction
 
 from audit.recording import person_at_the_shell
-from tenants import services
-from tenants.commands import add_model_arguments, told_plainly
+from tenants import generations, services
+from tenants.commands import PENDING, add_model_arguments, told_plainly
 from tenants.models import Member, Tenant, User
 
 
@@ -36,12 +36,15 @@ class Command(BaseCommand):
                 actor=person_at_the_shell(),
             )
             owner = _add_owner(tenant, options["owner"]) if options["owner"] else None
+        in_force = generations.in_force(tenant.pk)
         if options["json"]:
-            self.stdout.write(json.dumps(_described(tenant, owner)))
+            self.stdout.write(json.dumps(_described(tenant, owner) | {"in_force": in_force}))
             return
         self.stdout.write(f"Created tenant {tenant.slug} ({tenant.pk}).")
         if owner:
             self.stdout.write(f"{owner.user.email} is its owner.")
+        if not in_force:
+            self.stdout.write(PENDING)
 
 
 def _add_owner(tenant: Tenant, email: str) -> Member:
