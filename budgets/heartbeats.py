@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+from uuid import UUID
 
 import orjson
 
@@ -48,7 +49,7 @@ class Heartbeats:
     """
 
     def __init__(self) -> None:
-        self._watched: dict[str, _Watched] = {}
+        self._watched: dict[UUID, _Watched] = {}
         self._task: asyncio.Task[None] | None = None
         # The mark of the counters at the last beat; empty when it was missing.
         self._epoch = ""
@@ -56,7 +57,7 @@ class Heartbeats:
     def watch(self, reservation: Reservation, progress: Callable[[], Progress]) -> None:
         """Keep a call's hold alive from now on; ``progress`` is asked at every beat."""
         caller = reservation.caller
-        self._watched[str(reservation.request_id)] = _Watched(
+        self._watched[reservation.request_id] = _Watched(
             reservation, progress, (caller.tenant_generation, caller.platform_generation)
         )
         self._epoch = self._epoch or expected.epoch
@@ -65,7 +66,7 @@ class Heartbeats:
 
     def unwatch(self, reservation: Reservation) -> None:
         """Forget a call; one that is not watched is fine."""
-        self._watched.pop(str(reservation.request_id), None)
+        self._watched.pop(reservation.request_id, None)
 
     async def beat(self) -> None:
         """Send one heartbeat for every call. Raises ``RedisError``."""

@@ -6,7 +6,6 @@ a code and a sentence; ``docs/errors.md`` explains each to people.
 
 from __future__ import annotations
 
-import math
 import random
 import re
 import time
@@ -14,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from math import ceil
 from typing import Any
 from uuid import UUID
 
@@ -311,8 +311,8 @@ def _retry_headers(refusal: BaseException, answer: Answer) -> dict[str, str]:
     if wait is not None:
         # Chance spreads the clients here; it decides nothing.
         seconds = wait + random.random() * min(wait * JITTER, MAX_JITTER_SECONDS)  # noqa: S311
-        headers["Retry-After"] = str(max(1, math.ceil(seconds)))
-        headers["Retry-After-Ms"] = str(max(1, math.ceil(seconds * 1000)))
+        headers["Retry-After"] = str(max(1, ceil(seconds)))
+        headers["Retry-After-Ms"] = str(max(1, ceil(seconds * 1000)))
     return headers
 
 
@@ -326,10 +326,11 @@ def limit_headers(standings: Iterable[Standing], dialect: Dialect) -> dict[str, 
     """
     policies, left, tightest = [], [], dict[str, Standing]()
     for one in standings:
-        policies.append(_policy(one.name, one.limit, one.unit, one.window, one.window_seconds))
-        left.append(_remaining(one))
-        if one.window != "now" and (one.unit not in tightest or one.remaining < tightest[one.unit].remaining):
-            tightest[one.unit] = one
+        name, _, unit, quota, rest, back, window, length = one
+        policies.append(_policy(name, quota, unit, window, length))
+        left.append(_remaining(name, rest, back))
+        if window != "now" and (unit not in tightest or rest < tightest[unit].remaining):
+            tightest[unit] = one
     if not left:
         return {}
     headers = {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(left)}
@@ -382,20 +383,20 @@ def _policy(name: str, limit: int, unit: str, window: str, window_seconds: int |
     return f'"{name}";q={limit};qu="{quota_unit}"{length}'
 
 
-def _remaining(standing: Standing) -> str:
+def _remaining(name: str, remaining: int, reset_seconds: float | None) -> str:
     """A limit as an item of ``RateLimit``: what remains, and seconds until some of it comes back."""
-    back = "" if standing.reset_seconds is None else f";t={math.ceil(standing.reset_seconds)}"
-    return f'"{standing.name}";r={max(0, standing.remaining)}{back}'
+    left = max(0, remaining)
+    return f'"{name}";r={left}' if reset_seconds is None else f'"{name}";r={left};t={ceil(reset_seconds)}'
 
 
 def _duration(seconds: float) -> str:
     """As OpenAI writes it: ``120ms``, ``1.5s``, ``6m0s``, ``24h0m0s``."""
-    milliseconds = max(0, math.ceil(seconds * 1000))
+    milliseconds = max(0, ceil(seconds * 1000))
     if milliseconds < 1000:
         return f"{milliseconds}ms"
     if milliseconds < 60_000:
         return f"{milliseconds / 1000:g}s"
-    minutes, whole = divmod(math.ceil(seconds), 60)
+    minutes, whole = divmod(ceil(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes}m{whole}s" if hours else f"{minutes}m{whole}s"
 

@@ -13,6 +13,7 @@ the catalog finds by the canonical form.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from proxy.exceptions import BadRequest, CloudModelRefused
 
@@ -42,6 +43,8 @@ _NAME = re.compile(
 )
 
 
+# Clients write a few names over and over; a refusal is not remembered.
+@lru_cache(maxsize=4096)
 def canonical(name: str) -> str:
     """The form of ``name`` that is compared: as ``/api/tags`` shows it, in lower case.
 

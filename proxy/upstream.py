@@ -66,7 +66,10 @@ async def open_stream(base_url: str, path: str, body: bytes) -> httpx.Response:
         finally:
             await response.aclose()
         raise UpstreamRefused(response.status_code, text)
-    if response.headers.get("content-encoding", "identity") != "identity":
+    # Asked for by name, httpx packs and compares every header anew.
+    if any(
+        name.lower() == b"content-encoding" and value != b"identity" for name, value in response.headers.raw
+    ):
         await response.aclose()
         raise UpstreamFailed("upstream packed its answer although it was not asked to")
     return response
