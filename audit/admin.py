@@ -152,6 +152,7 @@ class RequestEventAdmin(ReadOnlyAdmin):
         "status",
         "outcome",
         "refusal",
+        "refused_by",
         "input_tokens",
         "output_tokens",
         "exact",

@@ -1,3 +1,4 @@
+from django.contrib.postgres.fields import ArrayField
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models
 from django.db.models import Q
@@ -44,8 +45,9 @@ class RequestEvent(models.Model):
 
     ``tenant`` and ``key`` are the names as they were; a call whose key nobody
     knows has neither. ``outcome`` says how the call ended, ``refusal`` is the
-    code the client was given. Written by the drain; the database refuses to
-    change or delete a row.
+    code the client was given, ``refused_by`` names the limits that refused it;
+    of a call that was not refused, those in shadow mode that would have.
+    Written by the drain; the database refuses to change or delete a row.
     """
 
     request_id = models.UUIDField(primary_key=True)
@@ -62,6 +64,12 @@ class RequestEvent(models.Model):
     status = models.SmallIntegerField(help_text="HTTP status the client was given.")
     outcome = models.TextField()
     refusal = models.TextField(blank=True)
+    refused_by = ArrayField(
+        models.TextField(),
+        default=list,
+        blank=True,
+        help_text="Limits that refused the call, or in shadow mode would have.",
+    )
     input_tokens = models.BigIntegerField(default=0)
     output_tokens = models.BigIntegerField(default=0)
     exact = models.BooleanField(default=True, help_text="False: the tokens are estimated.")

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.contrib import admin
-from django.db.models import Model, QuerySet
-from django.http import HttpRequest
+from django.contrib import admin, messages
+from django.db.models import Model, Q, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.utils.timezone import now
 
-from audit.admin import ReadOnlyAdmin
-from budgets import services
+from audit.admin import ReadOnlyAdmin, ask_reason
+from budgets import limits, services
 from budgets.models import (
     Budget,
     BudgetPeriod,
+    BudgetRaise,
     LedgerEntry,
     OutageCredit,
     ParkedRecord,
@@ -20,14 +22,16 @@ from budgets.models import (
 )
 
 WHOSE = ("scope", "tenant", "team", "member", "key", "model", "upstream")
-BUDGET_FIELDS = (*WHOSE, "unit", "period", "seconds", "limit", "shadow")
-RATE_LIMIT_FIELDS = (*WHOSE, "measure", "limit")
+BUDGET_FIELDS = (*WHOSE, "unit", "period", "seconds", "limit", "shadow", "thresholds")
+RATE_LIMIT_FIELDS = (*WHOSE, "measure", "limit", "shadow")
+RAISE_FIELDS = ("budget", "to", "by", "starts_at", "ends_at", "reason")
 PRICE_FIELDS = ("model", "tenant", "input_price", "cached_price", "output_price", "starts_at", "free")
 
 
 class ScopedAdmin(admin.ModelAdmin):
-    """Settings of one scope. Of one that exists only the limit is changed: another scope is another row."""
+    """Settings of one scope. Of one that exists what says whose it is stays: another scope is another row."""
 
+    changeable: tuple[str, ...] = ("limit",)
     list_select_related = ["tenant", "team", "member__user", "member__tenant", "key"]
     list_filter = ["scope"]
     search_fields = ["tenant__slug", "model", "upstream", "key__label"]
@@ -39,7 +43,9 @@ class ScopedAdmin(admin.ModelAdmin):
         return obj.whose
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
-        return [str(name) for name in self.get_fields(request, obj) if name != "limit"] if obj else []
+        if obj is None:
+            return []
+        return [str(name) for name in self.get_fields(request, obj) if name not in self.changeable]
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
         for row in queryset:
@@ -51,7 +57,15 @@ class BudgetAdmin(ScopedAdmin):
     """How much may be used in a period."""
 
     fields = BUDGET_FIELDS
-    list_display = ["whose", "unit", "period", "limit", "shadow"]
+    changeable = ("limit", "thresholds")
+    list_display = ["whose", "unit", "period", "limit", "limit_now", "shadow", "thresholds"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Budget]:
+        return super().get_queryset(request).prefetch_related("raises")
+
+    @admin.display(description="limit now, raises included")
+    def limit_now(self, obj: Budget) -> int | None:
+        return limits.limit_now(obj)
 
     def save_model(self, request: HttpRequest, obj: Budget, form: Any, change: bool) -> None:
         values = {name: getattr(obj, name) for name in BUDGET_FIELDS}
@@ -66,7 +80,7 @@ class RateLimitAdmin(ScopedAdmin):
     """How fast calls may come."""
 
     fields = RATE_LIMIT_FIELDS
-    list_display = ["whose", "measure", "limit"]
+    list_display = ["whose", "measure", "limit", "shadow"]
 
     def save_model(self, request: HttpRequest, obj: RateLimit, form: Any, change: bool) -> None:
         values = {name: getattr(obj, name) for name in RATE_LIMIT_FIELDS}
@@ -74,6 +88,60 @@ class RateLimitAdmin(ScopedAdmin):
 
     def delete_model(self, request: HttpRequest, obj: RateLimit) -> None:
         services.remove_rate_limit(rate_limit=obj, actor=str(request.user))
+
+
+class HoldingFilter(admin.SimpleListFilter):
+    """Raises that hold, and those that are over."""
+
+    title = "state"
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: admin.ModelAdmin) -> list[tuple[str, str]]:
+        return [("holds", "Holds, or will"), ("over", "Over")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[BudgetRaise]) -> QuerySet[BudgetRaise]:
+        holds = Q(taken_back_at=None, ends_at__gt=now())
+        return {"holds": queryset.filter(holds), "over": queryset.exclude(holds)}.get(
+            self.value() or "", queryset
+        )
+
+
+@admin.register(BudgetRaise)
+class BudgetRaiseAdmin(admin.ModelAdmin):
+    """More of a budget until a moment. A raise is not changed: it is taken back, and another one granted."""
+
+    fields = (*RAISE_FIELDS, "granted_by", "granted_at", "taken_back_at")
+    readonly_fields = ("granted_by", "granted_at", "taken_back_at")
+    list_display = ["budget", "to", "by", "starts_at", "ends_at", "reason", "granted_by", "taken_back_at"]
+    list_select_related = [
+        "budget__tenant", "budget__team", "budget__member__user", "budget__member__tenant", "budget__key",
+    ]  # fmt: skip
+    list_filter = [HoldingFilter]
+    search_fields = ["budget__tenant__slug", "reason", "granted_by"]
+    autocomplete_fields = ["budget"]
+    show_full_result_count = False
+    actions = ["take_back"]
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return obj is None and super().has_change_permission(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def save_model(self, request: HttpRequest, obj: BudgetRaise, form: Any, change: bool) -> None:
+        values = {name: getattr(obj, name) for name in RAISE_FIELDS}
+        obj.pk = services.raise_budget(actor=str(request.user), **values).pk
+
+    @admin.action(description="Take selected raises back", permissions=["change"])
+    def take_back(self, request: HttpRequest, raises: QuerySet[BudgetRaise]) -> HttpResponse | None:
+        reason = request.POST.get("reason", "").strip()
+        if not reason:
+            return ask_reason(self, request, raises, action="take_back", title="Take raises back")
+        ended = sum(
+            services.take_back_raise(raised=one, actor=str(request.user), reason=reason) for one in raises
+        )
+        self.message_user(request, f"Took {ended} of {len(raises)} raises back.", messages.SUCCESS)
+        return None
 
 
 @admin.register(Price)
@@ -154,7 +222,7 @@ class BudgetPeriodAdmin(ReadOnlyAdmin):
     """What the ledger says of each budget and period. Search: the whole id of a budget."""
 
     id_fields = ("budget_id",)
-    list_display = ["budget_id", "period_start", "period_end", "used"]
+    list_display = ["budget_id", "period_start", "period_end", "used", "refused"]
     search_fields = ["budget_id"]
 
 

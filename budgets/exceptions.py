@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tenants.exceptions import Refusal
 
@@ -20,12 +20,16 @@ class LimitReached(Refusal):
     ``standing`` is how each limit of the call stands, those that refused it
     first. ``retry_after`` is seconds until a repeat may succeed; None: never,
     as the call is larger than a limit or the budget is never whole again.
+    ``refused_by`` is what the note of the refusal says of the limits that did.
     """
 
-    def __init__(self, standing: list[Standing], retry_after: float | None) -> None:
+    def __init__(
+        self, standing: list[Standing], retry_after: float | None, refused_by: list[list[Any]] | None = None
+    ) -> None:
         super().__init__(", ".join(one.name for one in standing[:1]))
         self.standing = standing
         self.retry_after = retry_after
+        self.refused_by = refused_by or []
 
 
 class BudgetExhausted(LimitReached):

@@ -42,6 +42,8 @@ LOCK = 0x544F4C4C01
 KEEP_MS = 24 * 3600 * 1000
 KEEP_ENTRIES = 100_000
 
+# Name of a limit, and its counter unless the call was larger than the whole limit.
+RefusedBy = tuple[str, Counter | None]
 Fields = dict[bytes, bytes]
 Entry = tuple[bytes, Fields | None]
 
@@ -61,10 +63,14 @@ COLUMNS = [field.attname for field in LedgerEntry._meta.concrete_fields if field
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One usage record, as the row it becomes and the counters it was booked on."""
+    """One usage record, as the row it becomes and the counters it was booked on.
+
+    ``refused_by``: name and counter of each shadow limit that would have refused the call.
+    """
 
     row: LedgerEntry
     counters: tuple[Counter, ...]
+    refused_by: tuple[RefusedBy, ...]
 
     @property
     def name(self) -> tuple[UUID, str]:
@@ -136,10 +142,8 @@ def _read(after: str) -> list[Entry]:
 
 def _drain_batch() -> int:
     with transaction.atomic():
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])
-            if not cursor.fetchone()[0]:
-                return 0
+        if not _locked():
+            return 0
         _make_group()
         # What was read before and not acknowledged goes first; a drain died there.
         entries = _read("0") or _read(">")
@@ -148,6 +152,13 @@ def _drain_batch() -> int:
         surplus = _take(entries)
     _acknowledge([stream_id.decode() for stream_id, _ in entries], surplus)
     return len(entries)
+
+
+def _locked() -> bool:
+    """Whether no other drain runs, until the transaction ends."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK])
+        return bool(cursor.fetchone()[0])
 
 
 # By id of a record: amounts by name of a counter.
@@ -271,7 +282,16 @@ def _record(fields: Fields | None) -> Record:
         outcome=end["outcome"],
         status=end["status"],
     )  # fmt: skip
-    return Record(row, tuple(Counter(*counter) for counter in call["counters"]))
+    # A record of an earlier release says nothing of shadow limits.
+    return Record(
+        row,
+        tuple(Counter(*counter) for counter in call["counters"]),
+        _refused_by(end.get("refused_by", [])),
+    )
+
+
+def _refused_by(noted: list[list[Any]]) -> tuple[RefusedBy, ...]:
+    return tuple((str(name), Counter(*counter) if counter else None) for name, *counter in noted)
 
 
 def _difference(end: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
@@ -310,10 +330,9 @@ def _write(records: list[Record]) -> list[Record]:
     if new:
         _add_to_rollups(new)
         _add_to_periods(new)
-        RequestEvent.objects.bulk_create(
-            [_event_of(record.row) for record in new if record.row.kind == LedgerEntry.Kind.USAGE],
-            ignore_conflicts=True,
-        )
+        calls = [record for record in new if record.row.kind == LedgerEntry.Kind.USAGE]
+        _count_refusals(refused for record in calls for refused in record.refused_by)
+        RequestEvent.objects.bulk_create([_event_of(record) for record in calls], ignore_conflicts=True)
     return repeated
 
 
@@ -388,16 +407,25 @@ def _add_to_periods(records: list[Record]) -> None:
         for counter in record.counters:
             if counter.kind == "budget":
                 sums[counter] += _amount(counter.unit, record.row)
+    _add_to_budget_periods(sums, "used")
+
+
+def _count_refusals(refused: Iterable[RefusedBy]) -> None:
+    counted = Tally(counter for _, counter in refused if counter is not None and counter.kind == "budget")
+    _add_to_budget_periods(counted, "refused")
+
+
+def _add_to_budget_periods(sums: Tally[Counter], column: str) -> None:
     rows = [
         {
             "budget_id": UUID(counter.id),
             "period_start": _second(counter.start),
             "period_end": _second(counter.end),
-            "used": amount,
+            column: amount,
         }
         for counter, amount in sums.items()
     ]
-    _add("budgets_budgetperiod", rows, ("budget_id", "period_start"), ("used",), ("period_end",))
+    _add("budgets_budgetperiod", rows, ("budget_id", "period_start"), (column,), ("period_end",))
 
 
 def _second(seconds: int | None) -> datetime | None:
@@ -440,9 +468,11 @@ def _add(
         )
 
 
-def _event_of(row: LedgerEntry) -> RequestEvent:
+def _event_of(record: Record) -> RequestEvent:
+    row = record.row
     return RequestEvent(
         at=row.ended_at,
+        refused_by=[name for name, _ in record.refused_by],
         **{
             name: getattr(row, name)
             for name in (
@@ -456,17 +486,39 @@ def _event_of(row: LedgerEntry) -> RequestEvent:
 
 def _drain_refusals() -> None:
     """Write down the refused calls that were noted; those lost on the way are nobody's usage."""
-    redis = redis_in_bytes()
     started = time.monotonic()
-    while time.monotonic() - started < 5 and (entries := redis.xrange(REFUSALS, count=BATCH)):
-        events = []
+    while time.monotonic() - started < 5 and _drain_some_refusals():
+        pass
+
+
+def _drain_some_refusals() -> int:
+    """Write down a batch of refused calls, each once; return how many were read."""
+    redis = redis_in_bytes()
+    with transaction.atomic():
+        if not _locked():
+            return 0
+        entries = redis.xrange(REFUSALS, count=BATCH)
+        events: dict[UUID, RequestEvent] = {}
+        refused: dict[UUID, tuple[RefusedBy, ...]] = {}
         for stream_id, fields in entries:
             try:
-                events.append(_event_of_refusal(stream_id, orjson.loads(fields[b"event"])))
+                noted = orjson.loads(fields[b"event"])
+                event = _event_of_refusal(stream_id, noted)
+                refused_by = _refused_by(noted.get("refused_by", []))
             except (ValueError, KeyError, TypeError):
                 logger.exception("refusal %s cannot be read", stream_id)
-        RequestEvent.objects.bulk_create(events, ignore_conflicts=True)
+                continue
+            event.refused_by = [name for name, _ in refused_by]
+            events.setdefault(event.request_id, event)
+            refused.setdefault(event.request_id, refused_by)
+        # A drain that died may have written them and not said so to Redis.
+        written = set(RequestEvent.objects.filter(pk__in=events).values_list("pk", flat=True))
+        new = [request_id for request_id in events if request_id not in written]
+        RequestEvent.objects.bulk_create([events[request_id] for request_id in new], ignore_conflicts=True)
+        _count_refusals(one for request_id in new for one in refused[request_id])
+    if entries:
         redis.xdel(REFUSALS, *(stream_id for stream_id, _ in entries))
+    return len(entries)
 
 
 def _event_of_refusal(stream_id: bytes, noted: dict[str, Any]) -> RequestEvent:

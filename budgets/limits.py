@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
-from datetime import timedelta
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from math import inf
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -18,7 +19,7 @@ from django.utils.timezone import now as utc_now
 from budgets import periods
 from budgets.counters import NONE, NUMBERS_OF_KINDS, Counter, Kind
 from budgets.exceptions import CountersUnavailable
-from budgets.models import Budget, Measure, OutageCredit, Price, RateLimit, ScopedRow
+from budgets.models import LARGEST, Budget, Measure, OutageCredit, Price, RateLimit, ScopedRow
 from budgets.pricing import PinnedPrice
 from budgets.single_flight import SingleFlight
 from keys.verification import Caller
@@ -38,12 +39,26 @@ UNITS_OF_RATES: dict[str, tuple[Kind, str]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Raise:
+    """More of a budget in ``[starts_ms, ends_ms)``, ms since 1970: to so much, or by so much."""
+
+    starts_ms: int
+    ends_ms: int
+    to: int | None
+    by: int | None
+
+    def holds(self, now_ms: float) -> bool:
+        return self.starts_ms <= now_ms < self.ends_ms
+
+
 @dataclass(slots=True)
 class Limit:
     """A budget or rate limit as the path of a request needs it.
 
     ``name`` is what headers and refusals call it. ``limit`` None: no limit.
-    Only a ``hard`` one refuses. ``window`` is ``minute``, ``now`` (concurrency)
+    Of a budget with ``raises`` it is what holds without them, until ``at``
+    has been asked. Only a ``hard`` one refuses. ``window`` is ``minute``, ``now`` (concurrency)
     or the kind of a budget's period.
     """
 
@@ -60,6 +75,7 @@ class Limit:
     seconds: int | None = None
     zone: ZoneInfo | None = None
     week_start: int = 1
+    raises: tuple[Raise, ...] = ()
     _counter: Counter | None = field(default=None, repr=False, compare=False)
     _period: periods.Period | None = field(default=None, repr=False, compare=False)
 
@@ -75,6 +91,21 @@ class Limit:
                 self._counter = Counter(self.kind, self.id, self.unit, self._period.start, self._period.end)
         return self._counter
 
+    def at(self, now_ms: float) -> Limit:
+        """The same with the limit that holds now, raises included."""
+        if not self.raises:
+            return self
+        return replace(self, limit=raised(self.limit, (one for one in self.raises if one.holds(now_ms))))
+
+    def stays(self, now_ms: float) -> tuple[int | None, int | None]:
+        """Between which ms since 1970 limit and counter are those of now; None: no such bound."""
+        counter = self.counter(now_ms)
+        since = [] if counter.start is None else [counter.start * 1000]
+        until = [] if counter.end is None else [counter.end * 1000]
+        for edge in [edge for one in self.raises for edge in (one.starts_ms, one.ends_ms)]:
+            (since if edge <= now_ms else until).append(edge)
+        return max(since, default=None), min(until, default=None)
+
     def applies_to(self, model: str, upstream: str) -> bool:
         return self.model in ("", model) and self.upstream in ("", upstream)
 
@@ -85,7 +116,8 @@ class Counting:
 
     ``keys`` are the counters' names. ``as_json`` is what the ledger has to know
     of the counters. ``terms`` is what reserve.lua has to know of each: kind,
-    limit and whether it may refuse; start, end (ms) and expiry of its period.
+    limit and whether it may refuse; from when to when (ms) these are the counter
+    and its limit; and the second at which the counter may go.
     ``last`` is the call admitted last, where the tenant has credit.
     """
 
@@ -100,7 +132,9 @@ class Counting:
 
     @classmethod
     def of(cls, limits: tuple[Limit, ...], now_ms: float) -> Counting:
+        limits = tuple(limit.at(now_ms) for limit in limits)
         counters = tuple(limit.counter(now_ms) for limit in limits)
+        stays = [limit.stays(now_ms) for limit in limits]
         return cls(
             limits=limits,
             counters=counters,
@@ -114,23 +148,19 @@ class Counting:
                         int(limit.hard),
                     ),
                     (
-                        NONE if counter.start is None else counter.start * 1000,
-                        NONE if counter.end is None else counter.end * 1000,
+                        NONE if since is None else since,
+                        NONE if until is None else until,
                         counter.expires or NONE,
                     ),
                 )
-                for limit, counter in zip(limits, counters, strict=True)
+                for limit, counter, (since, until) in zip(limits, counters, stays, strict=True)
             ],
-            _since_ms=max(
-                (counter.start * 1000 for counter in counters if counter.start is not None), default=-inf
-            ),
-            _until_ms=min(
-                (counter.end * 1000 for counter in counters if counter.end is not None), default=inf
-            ),
+            _since_ms=max((since for since, _ in stays if since is not None), default=-inf),
+            _until_ms=min((until for _, until in stays if until is not None), default=inf),
         )
 
     def is_of(self, now_ms: float) -> bool:
-        """Whether every period is the present one."""
+        """Whether every period is the present one, and every limit the one that holds."""
         return self._since_ms <= now_ms < self._until_ms
 
 
@@ -239,7 +269,8 @@ def load(caller: Caller) -> Limits:
         applies |= Q(scope="member", member=caller.member_id)
     with transaction.atomic():
         rates = [_of_rate_limit(row) for row in RateLimit.objects.filter(applies).order_by("id")]
-        budgets = [_of_budget(row, caller) for row in Budget.objects.filter(applies).order_by("id")]
+        rows_of_budgets = Budget.objects.filter(applies).order_by("id").prefetch_related("raises")
+        budgets = [_of_budget(row, caller) for row in rows_of_budgets]
         prices: dict[str, list[tuple[int, PinnedPrice]]] = {}
         rows = Price.objects.filter(ours | Q(tenant=None), starts_at__lte=utc_now() + timedelta(days=366))
         for row in sorted(rows, key=lambda row: (row.tenant_id is not None, row.starts_at), reverse=True):
@@ -254,7 +285,7 @@ def _of_rate_limit(row: RateLimit) -> Limit:
     window = "now" if kind == "leases" else "minute"
     name = f"{row.scope}-concurrent-requests" if kind == "leases" else f"{row.scope}-{unit}-minute"
     return Limit(
-        kind=kind, id=row.id.hex, name=name, scope=row.scope, unit=unit, limit=row.limit, hard=True,
+        kind=kind, id=row.id.hex, name=name, scope=row.scope, unit=unit, limit=row.limit, hard=not row.shadow,
         window=window, model=row.model, upstream=row.upstream,
     )  # fmt: skip
 
@@ -265,7 +296,38 @@ def _of_budget(row: Budget, caller: Caller) -> Limit:
         kind="budget", id=row.id.hex, name=f"{row.scope}-{row.unit}-{row.period}".replace("_", "-"),
         scope=row.scope, unit=row.unit, limit=row.limit, hard=not row.shadow, window=row.period,
         model=row.model, upstream=row.upstream, seconds=row.seconds, zone=zone, week_start=week_start,
+        raises=raises_of(row),
     )  # fmt: skip
+
+
+def limit_now(row: Budget) -> int | None:
+    """The limit of a budget that holds now, raises included; None: no limit."""
+    holding = [one for one in raises_of(row) if one.holds(utc_now().timestamp() * 1000)]
+    return raised(row.limit, holding)
+
+
+def raised(limit: int | None, holding: Iterable[Raise]) -> int | None:
+    """``limit`` under the raises that hold; None: there is no limit to raise."""
+    if limit is None:
+        return None
+    added, highest = limit, 0
+    for one in holding:
+        added += one.by or 0
+        highest = max(highest, one.to or 0)
+    return min(max(added, highest), LARGEST)
+
+
+def raises_of(row: Budget) -> tuple[Raise, ...]:
+    """The raises of a budget that hold or will; those that are over are left out."""
+    return tuple(
+        Raise(_ms(one.starts_at), _ms(one.ends_at), one.to, one.by)
+        for one in row.raises.all()
+        if one.taken_back_at is None and one.ends_at > utc_now() - timedelta(hours=1)
+    )
+
+
+def _ms(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
 
 
 def _calendar(row: ScopedRow, caller: Caller) -> tuple[ZoneInfo, int]:

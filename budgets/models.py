@@ -1,3 +1,4 @@
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
@@ -120,10 +121,15 @@ class ScopedRow(models.Model):
         return " ".join(named)
 
 
+def default_thresholds() -> list[int]:
+    return [80, 95, 100]
+
+
 class Budget(ScopedRow):
     """How much may be used in each period. A setting; what was used is a counter in Redis.
 
-    A shadow budget is counted and reported and never refuses.
+    A shadow budget is counted and reported and never refuses. ``limit`` is what
+    holds while no raise does (``BudgetRaise``).
     """
 
     unit = models.CharField(max_length=16, choices=Unit.choices)
@@ -132,6 +138,12 @@ class Budget(ScopedRow):
         null=True, blank=True, help_text="Length of a fixed period, counted on from 1970-01-01 00:00 UTC."
     )
     shadow = models.BooleanField(default=False, help_text="Counts and reports, never refuses.")
+    thresholds = ArrayField(
+        models.PositiveSmallIntegerField(),
+        default=default_thresholds,
+        blank=True,
+        help_text="Percents of the limit at which people are told, such as 80,95,100. Empty: none.",
+    )
 
     class Meta:
         ordering = ["scope", "unit", "period"]
@@ -152,6 +164,11 @@ class Budget(ScopedRow):
                 | (~Q(period="fixed") & Q(seconds=None)),
                 name="budgets_budget_seconds_only_when_fixed",
             ),
+            models.CheckConstraint(
+                condition=Q(thresholds__contained_by=list(range(1, 101))),
+                name="budgets_budget_thresholds_are_percents",
+                violation_error_message="A threshold is a percentage from 1 to 100.",
+            ),
             models.UniqueConstraint(
                 fields=[
                     "scope", "tenant", "team", "member", "key", "model", "upstream",
@@ -166,10 +183,60 @@ class Budget(ScopedRow):
         return f"{self.unit} per {self.period} of {self.whose}"
 
 
+class BudgetRaise(models.Model):
+    """More of a budget, until a moment: for deadlines, tests and other things that end.
+
+    Either lifts the limit to ``to``, or adds ``by`` to it. While several raises
+    of a budget hold, those that add are summed up and the larger of that and
+    the highest ``to`` counts; none makes a limit smaller.
+    """
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    budget = models.ForeignKey(Budget, on_delete=models.CASCADE, related_name="raises")
+    to = models.BigIntegerField(null=True, blank=True, help_text="The limit while it holds.")
+    by = models.BigIntegerField(null=True, blank=True, help_text="What is added to the limit while it holds.")
+    starts_at = models.DateTimeField(default=now)
+    ends_at = models.DateTimeField()
+    reason = models.TextField()
+    granted_by = models.TextField(editable=False)
+    granted_at = models.DateTimeField(default=now, editable=False)
+    # Kept beside the end that was meant: people ask for it.
+    taken_back_at = models.DateTimeField(null=True, editable=False)
+
+    class Meta:
+        ordering = ["-ends_at"]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(to__range=(0, LARGEST), to__isnull=False, by=None)
+                | Q(to=None, by__range=(1, LARGEST), by__isnull=False),
+                name="budgets_budgetraise_to_or_by",
+                violation_error_message="A raise says to how much or by how much, one of the two.",
+            ),
+            models.CheckConstraint(
+                condition=Q(ends_at__gt=F("starts_at")),
+                name="budgets_budgetraise_ends_after_it_starts",
+                violation_error_message="A raise ends after it starts.",
+            ),
+            models.CheckConstraint(
+                condition=~Q(reason=""),
+                name="budgets_budgetraise_says_why",
+                violation_error_message="A raise needs a reason.",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        amount = f"to {self.to}" if self.by is None else f"by {self.by}"
+        return f"{amount} until {self.ends_at:%Y-%m-%d %H:%M} UTC"
+
+
 class RateLimit(ScopedRow):
-    """How fast calls may come: in any minute, or at one time."""
+    """How fast calls may come: in any minute, or at one time.
+
+    A shadow one is counted and reported and never refuses.
+    """
 
     measure = models.CharField(max_length=24, choices=Measure.choices)
+    shadow = models.BooleanField(default=False, help_text="Counts and reports, never refuses.")
 
     class Meta:
         ordering = ["scope", "measure"]
@@ -185,7 +252,7 @@ class RateLimit(ScopedRow):
                 name="budgets_ratelimit_limit_counts_exactly",
             ),
             models.UniqueConstraint(
-                fields=["scope", "tenant", "team", "member", "key", "model", "upstream", "measure"],
+                fields=["scope", "tenant", "team", "member", "key", "model", "upstream", "measure", "shadow"],
                 nulls_distinct=False,
                 name="budgets_ratelimit_once_per_scope_and_measure",
             ),
@@ -406,12 +473,17 @@ class UsageRollup(models.Model):
 
 
 class BudgetPeriod(models.Model):
-    """What the ledger says was used of a budget in one period: what its counter must equal."""
+    """What the ledger says was used of a budget in one period: what its counter must equal.
+
+    ``refused`` counts the calls that the budget refused, or in shadow mode would
+    have. Of a process that died, those of its last half second are not in it.
+    """
 
     budget_id = models.UUIDField()
     period_start = models.DateTimeField()
     period_end = models.DateTimeField(null=True)
-    used = models.BigIntegerField()
+    used = models.BigIntegerField(db_default=0)
+    refused = models.BigIntegerField(db_default=0)
 
     class Meta:
         ordering = ["-period_start"]

@@ -41,7 +41,8 @@ class Notes:
 
         ``event``: ``request_id`` and ``status``, and as far as known ``tenant_id``,
         ``tenant``, ``key_id``, ``key`` (the label), ``route``, ``dialect``,
-        ``model``, ``upstream``, ``stream``, ``refusal`` (the code) and ``outcome``.
+        ``model``, ``upstream``, ``stream``, ``refusal`` (the code), ``refused_by``
+        (name and counter of each limit that did) and ``outcome``.
         """
         try:
             text = orjson.dumps(event)

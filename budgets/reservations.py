@@ -165,6 +165,19 @@ class Reservation:
         """How the caller's limits stood when the call was admitted, its own hold included."""
         return _standing(self.limits, self.counters, self.figures, self.admitted_at_ms)
 
+    def would_have_refused(self) -> list[list[Any]]:
+        """The shadow limits that had not the least room the call needed, as ``_named``."""
+        found = []
+        for number, limit in enumerate(self.limits):
+            if limit.hard or limit.limit is None:
+                continue
+            cost = self.charges[number]
+            before = self.figures[3 * number] + self.figures[3 * number + 1] - cost.amount(self.output_cap)
+            unpriced = limit.unit == "micro_usd" and self.price is None
+            if unpriced or before + cost.amount(self.demand.least_output) > limit.limit:
+                found.append(_named(limit, self.counters[number]))
+        return found
+
     def stop(self, reason: str) -> None:
         """Ask whoever relays the call to end it; the first reason stays."""
         if not self.stopped.is_set():
@@ -424,9 +437,8 @@ def _limit_reached(
     waits: dict[int, float | None] = {}
     for number in refused:
         limit, counter = limits[number - 1], counters[number - 1]
-        least = charges[number - 1].amount(demand.least_output)
         wait_ms = figures[3 * number - 1]
-        if limit.limit is None or least > limit.limit:
+        if not _fits(limits, charges, number, demand):
             waits[number] = None
         elif limit.kind == "leases":
             waits[number] = CONCURRENCY_RETRY_SECONDS
@@ -442,7 +454,26 @@ def _limit_reached(
     }
     first = [longest, *(number for number in refused if number != longest)]
     standing = _standing(limits, counters, figures, now_ms, first)
-    return kinds[limits[longest - 1].kind](standing, waits[longest])
+    refused_by = [
+        _named(limits[number - 1], counters[number - 1], fits=_fits(limits, charges, number, demand))
+        for number in first
+    ]
+    return kinds[limits[longest - 1].kind](standing, waits[longest], refused_by)
+
+
+def _fits(limits: tuple[Limit, ...], charges: tuple[Charge, ...], number: int, demand: Demand) -> bool:
+    """Whether the call would fit a limit of which nothing is used."""
+    limit = limits[number - 1].limit
+    return limit is not None and charges[number - 1].amount(demand.least_output) <= limit
+
+
+def _named(limit: Limit, counter: Counter, *, fits: bool = True) -> list[Any]:
+    """A limit that refused a call, as the drain reads it: its name, and its counter.
+
+    Without the counter if the call is larger than the whole limit: that says
+    nothing about how much of it is left.
+    """
+    return [limit.name, *counter.as_list()] if fits else [limit.name]
 
 
 def _standing(
@@ -515,6 +546,7 @@ async def _end(
         outcome=outcome,
         status=status,
         moments=moments,
+        refused_by=reservation.would_have_refused(),
     )
     reservation.booked = end.amounts
     if reservation.loan is not None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, TypeVar
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils.timezone import now
 
 from audit.recording import record
-from budgets.models import Budget, OutageCredit, Price, RateLimit, ScopedRow
+from budgets.models import Budget, BudgetRaise, OutageCredit, Price, RateLimit, ScopedRow
 from keys.models import ApiKey
 from tenants import generations
 from tenants.models import Member, Team, Tenant
@@ -33,22 +34,67 @@ def set_budget(
     upstream: str = "",
     seconds: int | None = None,
     shadow: bool = False,
+    thresholds: list[int] | None = None,
 ) -> Budget:
     """Give a scope a budget, or its budget of this unit and period another limit; returns it.
 
-    ``limit`` None: no limit, only counted. The tenant of a team, member or key
-    need not be named. What was used stays used, under a new limit too. Raises
-    ``ValidationError`` for values a budget cannot have.
+    ``limit`` None: no limit, only counted. ``thresholds`` are the percents at
+    which people are told; None: as they are, or the default. The tenant of a
+    team, member or key need not be named. What was used stays used, under a
+    new limit too. Raises ``ValidationError`` for values a budget cannot have.
     """
     whose = _whose(scope, tenant, team, member, key, model, upstream)
     identity = whose | {"unit": unit, "period": period, "seconds": seconds, "shadow": shadow}
-    return _set(Budget, identity, limit, actor)
+    others = {} if thresholds is None else {"thresholds": sorted(set(thresholds))}
+    return _set(Budget, identity, limit, actor, **others)
 
 
 @transaction.atomic
 def remove_budget(*, budget: Budget, actor: str) -> None:
     """Remove a budget. What it counted stays in the ledger; a new one counts from nothing."""
     _remove(budget, actor)
+
+
+@transaction.atomic
+def raise_budget(
+    *,
+    budget: Budget,
+    ends_at: datetime,
+    reason: str,
+    actor: str,
+    to: int | None = None,
+    by: int | None = None,
+    starts_at: datetime | None = None,
+) -> BudgetRaise:
+    """Lift the limit of a budget ``to`` or ``by`` so much, from ``starts_at`` (now) until ``ends_at``.
+
+    It ends by the clock that admits calls; what was admitted until then runs
+    on. A repeat is another raise. Raises ``ValidationError`` for a budget
+    without a limit, an end that has passed, and what a raise cannot have.
+    """
+    begun = now()
+    if budget.limit is None:
+        raise ValidationError("This budget has no limit, so there is nothing to raise.")
+    if ends_at <= begun:
+        raise ValidationError("A raise ends in the future.")
+    raised = BudgetRaise(
+        budget=budget, to=to, by=by, starts_at=starts_at or begun, ends_at=ends_at, reason=reason,
+        granted_by=actor,
+    )  # fmt: skip
+    raised.full_clean()
+    raised.save()
+    _record(budget, "raised", actor, reason, to=to, by=by, starts_at=raised.starts_at, ends_at=ends_at)
+    return raised
+
+
+@transaction.atomic
+def take_back_raise(*, raised: BudgetRaise, actor: str, reason: str) -> bool:
+    """End a raise now; returns False if it has ended already."""
+    running = BudgetRaise.objects.filter(pk=raised.pk, taken_back_at=None, ends_at__gt=now())
+    taken_back = running.update(taken_back_at=now())
+    if taken_back:
+        _record(raised.budget, "raise_taken_back", actor, reason, raised=str(raised))
+    return bool(taken_back)
 
 
 @transaction.atomic
@@ -64,13 +110,14 @@ def set_rate_limit(
     key: ApiKey | None = None,
     model: str = "",
     upstream: str = "",
+    shadow: bool = False,
 ) -> RateLimit:
     """Give a scope a rate limit, or its rate limit of this measure another number; returns it.
 
     ``limit`` and the errors are as with ``set_budget``.
     """
     whose = _whose(scope, tenant, team, member, key, model, upstream)
-    return _set(RateLimit, whose | {"measure": measure}, limit, actor)
+    return _set(RateLimit, whose | {"measure": measure, "shadow": shadow}, limit, actor)
 
 
 @transaction.atomic
@@ -185,15 +232,17 @@ def _whose(
     }
 
 
-def _set(kind: type[Row], identity: dict[str, Any], limit: int | None, actor: str) -> Row:
+def _set(kind: type[Row], identity: dict[str, Any], limit: int | None, actor: str, **others: Any) -> Row:
     rows = kind._default_manager  # noqa: SLF001, the manager of whichever model it is
     row = rows.select_for_update().filter(**identity).first()
     before = None if row is None else row.limit
     row = row or kind(**identity)
     row.limit = limit
+    for name, value in others.items():
+        setattr(row, name, value)
     row.full_clean()
     row.save()
-    _record(row, "set", actor, before=before, limit=limit)
+    _record(row, "set", actor, before=before, limit=limit, **others)
     return row
 
 
@@ -202,7 +251,7 @@ def _remove(row: ScopedRow, actor: str) -> None:
     row.delete()
 
 
-def _record(row: ScopedRow, what: str, actor: str, **details: Any) -> None:
+def _record(row: ScopedRow, what: str, actor: str, reason: str = "", **details: Any) -> None:
     """Tell the audit of a change, and every process once it is committed."""
     thing = "budget" if isinstance(row, Budget) else "rate_limit"
     record(
@@ -210,6 +259,7 @@ def _record(row: ScopedRow, what: str, actor: str, **details: Any) -> None:
         actor=actor,
         subject=str(row.pk),
         tenant_id=row.tenant_id,
+        reason=reason,
         what=str(row),
         **details,
     )

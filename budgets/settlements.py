@@ -110,8 +110,12 @@ def settlement(
     outcome: str,
     status: int,
     moments: Moments,
+    refused_by: list[list[Any]] | None = None,
 ) -> Settlement:
-    """The settlement of a call that used ``usage``; None: no model worked on it, and nothing is counted."""
+    """The settlement of a call that used ``usage``; None: no model worked on it, and nothing is counted.
+
+    ``refused_by``: name and counter of each shadow limit that would have refused the call.
+    """
     spent = NOTHING if usage is None else within(usage, input_bound, output_cap)
     worked = usage is not None
     counters = tuple(counters)
@@ -134,5 +138,6 @@ def settlement(
         "started_ms": moments.started_ms,
         "first_byte_ms": moments.first_byte_ms,
         "amounts": amounts,
+        "refused_by": refused_by or [],
     }
     return Settlement(request_id, mode, call, orjson.dumps(end), admitted_ms, counters, amounts)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from budgets import refusals
-from budgets.exceptions import CountersUnavailable, StaleCaller
+from budgets.exceptions import CountersUnavailable, LimitReached, StaleCaller
 from budgets.reservations import Demand, Reservation, Standing, look, reserve
 from keys import verification
 from keys.verification import Caller
@@ -123,5 +123,6 @@ def _note(refusal: Refusal, request_id: UUID, caller: Caller, route: Route, mode
             "model": model,
             "status": answer.status,
             "refusal": answer.code,
+            "refused_by": refusal.refused_by if isinstance(refusal, LimitReached) else [],
         }
     )

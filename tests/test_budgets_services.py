@@ -371,7 +371,17 @@ def test_operators_set_limits_and_prices_in_the_admin(acme: Tenant, key: ApiKey)
 
 
 @pytest.mark.parametrize(
-    "page", ["budget", "ratelimit", "price", "ledgerentry", "usagerollup", "budgetperiod", "parkedrecord"]
+    "page",
+    [
+        "budget",
+        "budgetraise",
+        "ratelimit",
+        "price",
+        "ledgerentry",
+        "usagerollup",
+        "budgetperiod",
+        "parkedrecord",
+    ],
 )
 def test_every_page_of_the_admin_opens(acme: Tenant, secret: str, page: str) -> None:
     services.set_budget(scope="tenant", tenant=acme, unit="tokens", period="day", limit=900, actor="test")

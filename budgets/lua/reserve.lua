@@ -18,13 +18,14 @@
 --             without a heartbeat, -1 to only look; output tokens wished for, and those with
 --             which the call is still of use; then ten for each counter:
 --             kind (0 budget, 1 rate, 2 leases); limit; whether it may refuse (1 or 0); whole,
---             rest, rate, per of the charge whole + ceil((rest + output * rate) / per); start
---             and end of a budget's period, ms; s since 1970 at which its counter may go
+--             rest, rate, per of the charge whole + ceil((rest + output * rate) / per); from when
+--             to when, ms, a budget has this counter and this limit; s since 1970 at which
+--             the counter may go
 --
 -- Returns {status, request id, now in ms, output cap, the counter that capped it or 0,
 --          {the counters that refused it}, {used, held, wait in ms for each counter}}.
 -- The status is held; or, with nothing written: seen (only looked), refused, epoch,
--- stale, expired, moved (a period is not the present one), backlog, clock, settled. With epoch,
+-- stale, expired, moved (a period or limit is not the present one), backlog, clock, settled. With epoch,
 -- the one there is takes the place of those that refused, empty for none. Of a rate
 -- the wait is until some room comes back, or, if it refused, enough; -1: never.
 --

@@ -25,6 +25,11 @@ class Command(BaseCommand):
         parser.add_argument(
             "--limit", required=True, metavar="N", help="how much; none: no limit, only counted"
         )
+        parser.add_argument(
+            "--thresholds",
+            metavar="PERCENTS",
+            help="of the limit, at which people are told, such as 80,95,100; none: never",
+        )
         parser.add_argument("--shadow", action="store_true", help="count and report, never refuse")
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -40,6 +45,7 @@ class Command(BaseCommand):
                 period=options["period"],
                 limit=_number(options["limit"]),
                 shadow=options["shadow"],
+                thresholds=_percents(options["thresholds"]),
                 actor=person_at_the_shell(),
             )
         in_force = generations.in_force(tenant.pk)
@@ -53,6 +59,7 @@ class Command(BaseCommand):
                 "period": budget.period,
                 "limit": budget.limit,
                 "shadow": budget.shadow,
+                "thresholds": budget.thresholds,
                 "in_force": in_force,
             }
             self.stdout.write(json.dumps(described))
@@ -70,6 +77,15 @@ def _number(text: str) -> int | None:
         return int(text)
     except ValueError as exc:
         raise CommandError(f"{text!r} is no limit: a whole number, or none.") from exc
+
+
+def _percents(text: str | None) -> list[int] | None:
+    if text is None or text == "none":
+        return None if text is None else []
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as exc:
+        raise CommandError(f"{text!r} are no thresholds. An example: 80,95,100.") from exc
 
 
 def key_of(tenant: Tenant, public_id: str) -> ApiKey:

@@ -1,0 +1,146 @@
+"""Limits in shadow mode: they refuse nobody and tell what they would have refused."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from audit.models import RequestEvent
+from budgets import ledger, services
+from budgets.limits import Limit
+from budgets.models import BudgetPeriod
+from budgets.pricing import PinnedPrice
+from budgets.reservations import Reservation, reserve, settle
+from budgets.settlements import Moments
+from tests.conftest import House, eventually
+from tests.counting import MODEL, a_budget, a_demand, a_rate, ada, concurrency, empty_redis, some_usage
+
+PRICE = PinnedPrice("0" * 32, 1_000_000, 1_000_000, 1_000_000)
+
+
+def in_shadow(limit: Limit) -> Limit:
+    limit.hard = False
+    return limit
+
+
+def admitted(limit: Limit, before: int = 0, priced: bool = True, **demand: Any) -> Reservation:
+    """A reservation of a caller with ``before`` calls running."""
+    empty_redis()
+    caller = ada(limit, prices={MODEL: PRICE} if priced else None)
+
+    async def calls() -> Reservation:
+        for _ in range(before):
+            await reserve(caller, a_demand())
+        return await reserve(caller, a_demand(**demand))
+
+    return asyncio.run(calls())
+
+
+@pytest.mark.parametrize(
+    ("limit", "demand", "refused"),
+    [
+        pytest.param(a_budget(None), {}, False, id="no limit"),
+        pytest.param(a_budget(0), {}, True, id="nothing is let through"),
+        pytest.param(a_budget(11), {}, False, id="the least fits, though the wish does not"),
+        pytest.param(a_budget(10), {}, True, id="not even the least fits"),
+        pytest.param(a_budget(120), {"before": 1}, True, id="what is held counts"),
+        pytest.param(a_budget(121), {"before": 1}, False, id="what is held leaves the least"),
+        pytest.param(a_budget(1, "requests"), {}, False, id="the first request"),
+        pytest.param(a_budget(1, "requests"), {"before": 1}, True, id="the second request"),
+        pytest.param(a_budget(11, "micro_usd"), {}, False, id="money for the least"),
+        pytest.param(a_budget(10, "micro_usd"), {}, True, id="too little money"),
+        pytest.param(a_budget(10**6, "micro_usd"), {"priced": False}, True, id="no price"),
+        pytest.param(a_rate(1), {}, False, id="the first request of the minute"),
+        pytest.param(a_rate(1), {"before": 1}, True, id="the second request of the minute"),
+        pytest.param(concurrency(1), {}, False, id="the first at one time"),
+        pytest.param(concurrency(1), {"before": 1}, True, id="two at one time"),
+    ],
+)
+def test_a_shadow_limit_tells_whether_it_would_have_refused(
+    limit: Limit, demand: dict[str, Any], refused: bool
+) -> None:
+    reservation = admitted(in_shadow(limit), **demand)
+
+    assert [one[0] for one in reservation.would_have_refused()] == [limit.name] * refused
+    assert reservation.output_cap == 100
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_call_that_would_have_been_refused_is_counted_once() -> None:
+    limit = in_shadow(a_budget(0, window="lifetime"))
+    reservation = admitted(limit)
+    asyncio.run(settle(reservation, some_usage(), "completed", Moments(), 200))
+    ledger.drain()
+    # As after a backup of PostgreSQL was restored: the group reads all of it again.
+    ledger.redis_in_bytes().xgroup_setid(ledger.USAGE, ledger.GROUP, "0")
+
+    ledger.drain()
+
+    assert BudgetPeriod.objects.get().refused == 1
+    assert BudgetPeriod.objects.get().used == 27
+    assert RequestEvent.objects.get().refused_by == ["key-tokens-day"]
+
+
+def refused_of(budget_id: object) -> int:
+    ledger.drain()
+    row = BudgetPeriod.objects.filter(budget_id=budget_id).first()
+    return row.refused if row else 0
+
+
+def test_a_shadow_budget_lets_calls_through_and_says_which_it_would_have_refused(house: House) -> None:
+    budget = services.set_budget(
+        scope="key", key=house.ada.key, unit="requests", period="day", limit=1, shadow=True, actor="test"
+    )
+    eventually(lambda: house.ada.http.get("/v1/models").status_code == 200)
+
+    assert [house.ada.chat().status_code for _ in range(3)] == [200, 200, 200]
+
+    house.booked(3)
+    assert refused_of(budget.pk) == 2
+    told = RequestEvent.objects.order_by("at").values_list("status", "refusal", "refused_by")
+    assert list(told) == [(200, "", [])] + 2 * [(200, "", ["key-requests-day"])]
+
+
+def test_a_budget_that_refuses_is_named_and_counted(house: House) -> None:
+    budget = services.set_budget(
+        scope="key", key=house.ada.key, unit="requests", period="day", limit=1, actor="test"
+    )
+    eventually(lambda: house.ada.http.get("/v1/models").headers.get("x-ratelimit-limit-requests") == "1")
+
+    assert [house.ada.chat().status_code for _ in range(3)] == [200, 429, 429]
+
+    eventually(lambda: refused_of(budget.pk) == 2)
+    refused = RequestEvent.objects.filter(status=429, key_id=house.ada.key.pk)
+    assert list(refused.values_list("refused_by", flat=True)) == 2 * [["key-requests-day"]]
+
+
+def test_a_call_larger_than_a_whole_budget_says_nothing_about_what_is_left_of_it(house: House) -> None:
+    budget = services.set_budget(
+        scope="key", key=house.ada.key, unit="tokens", period="day", limit=3, actor="test"
+    )
+    eventually(lambda: house.ada.http.get("/v1/models").headers.get("x-ratelimit-limit-tokens") == "3")
+
+    assert house.ada.chat().status_code == 429
+
+    def events() -> list[list[str]]:
+        ledger.drain()
+        refused = RequestEvent.objects.filter(status=429, key_id=house.ada.key.pk)
+        return list(refused.values_list("refused_by", flat=True))
+
+    assert eventually(events) == [["key-tokens-day"]]
+    assert refused_of(budget.pk) == 0
+
+
+def test_a_rate_limit_in_shadow_mode_refuses_nobody(house: House) -> None:
+    services.set_rate_limit(
+        scope="key", key=house.ada.key, measure="requests_per_minute", limit=1, shadow=True, actor="test"
+    )
+    eventually(lambda: house.ada.http.get("/v1/models").status_code == 200)
+
+    assert [house.ada.chat().status_code for _ in range(2)] == [200, 200]
+
+    house.booked(2)
+    told = RequestEvent.objects.order_by("at").values_list("refused_by", flat=True)
+    assert list(told) == [[], ["key-requests-minute"]]
