@@ -2,8 +2,10 @@
 
 Every web process polls: whoever takes an upstream's turn asks it for its models
 and puts the answer into Redis, where it lives for ``CATALOG_MAX_AGE_SECONDS``;
-every process copies what is there. A set that is empty or too old refuses every
-call. Names are compared in their canonical form only.
+every process copies what is there, at its next poll or with the first call for
+which it knows no models. What Redis loses earlier is known for as long. A set
+that is empty or too old refuses every call. Names are compared in their
+canonical form only.
 """
 
 from __future__ import annotations
@@ -92,12 +94,20 @@ class _Kept:
     rows: _Rows
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Published:
+    """What was found at one upstream, and until when (monotonic) that is good."""
+
+    items: list[dict[str, Any]]
+    good_until: float
+
+
 class Catalog:
     """One process' copy of what is installed."""
 
     def __init__(self) -> None:
         self._models: dict[str, Installed] = {}
-        self._published: dict[str, list[dict[str, Any]]] = {}
+        self._published: dict[str, _Published] = {}
         self._good_until = 0.0
         self._addresses: dict[str, str] = {}
         self._aliases: Aliases = {}
@@ -151,9 +161,15 @@ class Catalog:
         self._loaded_until = time.monotonic() + LOADED_SECONDS
 
     def _fresh(self) -> dict[str, Installed]:
-        if not self._models or time.monotonic() > self._good_until:
+        if not self._knows_models():
             raise NoModels
         return self._models
+
+    def _knows_models(self) -> bool:
+        if time.monotonic() > self._good_until:
+            # One upstream's list is too old; those of the others may still be good.
+            self._put_together()
+        return bool(self._models)
 
     def started(self, upstream_name: str) -> None:
         """Count a call that runs on an upstream, so that the next one goes to the least busy."""
@@ -170,8 +186,9 @@ class Catalog:
                 await self.refresh()
             except (RedisError, OSError) as exc:
                 logger.warning("the list of models could not be refreshed: %s", exc)
-            empty = not self._models or time.monotonic() > self._good_until
-            await asyncio.sleep(IMPATIENCE_SECONDS if empty else settings.CATALOG_REFRESH_SECONDS)
+            await asyncio.sleep(
+                settings.CATALOG_REFRESH_SECONDS if self._knows_models() else IMPATIENCE_SECONDS
+            )
 
     async def refresh(self) -> None:
         """Read upstreams and aliases, ask those upstreams whose turn it is, copy what Redis holds."""
@@ -187,16 +204,19 @@ class Catalog:
         """Have upstreams and aliases that are as new as the caller's settings, before its model is resolved.
 
         Reads nothing unless something of its tenant or of the platform has
-        changed. Raises ``NoModels`` if neither PostgreSQL nor Redis has them.
+        changed, or no model is known: another process may have published some
+        since this one polled. Raises ``NoModels`` if neither PostgreSQL nor
+        Redis has upstreams and aliases, or Redis cannot be asked for models.
         """
         generations = (caller.tenant_generation, caller.platform_generation)
-        if self._read_at.get(caller.tenant_id) == generations:
-            return
         try:
-            await self._flights.do((caller.tenant_id, generations), lambda: self._read_for(caller))
+            if self._read_at.get(caller.tenant_id) != generations:
+                await self._flights.do((caller.tenant_id, generations), lambda: self._read_for(caller))
+                self._read_at[caller.tenant_id] = generations
+            if not self._knows_models():
+                await self._flights.do("published", self._copy)
         except (DatabaseError, RedisError, TimeoutError) as exc:
             raise NoModels from exc
-        self._read_at[caller.tenant_id] = generations
 
     async def _read_for(self, caller: Caller) -> None:
         """Read the rows anew; while PostgreSQL is away, take what another process read for this tenant."""
@@ -278,29 +298,27 @@ class Catalog:
         return {"entry": redact_entry(entry), **self._described[known]}
 
     async def _copy(self) -> None:
-        """Take over what Redis holds of every enabled upstream."""
+        """Take over what Redis holds of every enabled upstream; what it has not stays until it is too old."""
         redis = redis_async()
-        found: dict[str, list[dict[str, Any]]] = {}
-        soonest = None
         for name in self._addresses:
             key = f"{partition_of(name)}:catalog:{name}"
             published, left_ms = await asyncio.gather(redis.call("GET", key), redis.call("PTTL", key))
-            if published is None or left_ms <= 0:
-                continue
-            soonest = min(left_ms, soonest or left_ms)
-            found[name] = orjson.loads(published)
-        self._published = found
-        self._good_until = time.monotonic() + (soonest or 0) / 1000
+            if published is not None and left_ms > 0:
+                good_until = time.monotonic() + left_ms / 1000
+                self._published[name] = _Published(orjson.loads(published), good_until)
         self._put_together()
 
     def _put_together(self) -> None:
-        """Offer what is published of the upstreams that are enabled now."""
+        """Offer what is published, and not too old, of the upstreams that are enabled now."""
+        now = time.monotonic()
+        self._published = {name: one for name, one in self._published.items() if now <= one.good_until}
+        offered = {name: one for name, one in self._published.items() if name in self._addresses}
         models: dict[str, Installed] = {}
-        for name, items in self._published.items():
-            if name in self._addresses:
-                for item in items:
-                    _add(models, name, item)
+        for name, published in offered.items():
+            for item in published.items:
+                _add(models, name, item)
         self._models = models
+        self._good_until = min((one.good_until for one in offered.values()), default=float("inf"))
 
 
 def may_use(caller: Caller, plain: str) -> bool:
