@@ -32,7 +32,7 @@ def test_a_job_that_fails_or_ends_begins_again_and_the_others_go_on(caplog):
         jobs.add("steady", steady)
         jobs.start()
         jobs.start()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while begun.count("unsteady") < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await jobs.stop()

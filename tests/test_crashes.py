@@ -41,7 +41,7 @@ def streams(house: House, url: str, count: int) -> Iterator[list[socket.socket]]
     ).encode()
     with contextlib.ExitStack() as stack:
         opened = [
-            stack.enter_context(socket.create_connection((host, int(port)), timeout=15)) for _ in range(count)
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=30)) for _ in range(count)
         ]
         for one in opened:
             one.sendall(head + body)
@@ -61,7 +61,7 @@ def ready(url: str, secret: str, looks: int = 1) -> None:
     headers = {"Authorization": f"Bearer {secret}", "Connection": "close"}
 
     def knows() -> bool:
-        return httpx.get(f"{url}/v1/models", headers=headers, trust_env=False).status_code == 200
+        return httpx.get(f"{url}/v1/models", headers=headers, trust_env=False, timeout=30).status_code == 200
 
     eventually(lambda: all(knows() for _ in range(looks)))
 
@@ -112,7 +112,7 @@ def test_a_stopping_gateway_lets_its_streams_finish_and_books_them(house):
                 while b'"done":true' not in received and (part := one.recv(65536)):
                     received += part
                 endings.append(received)
-        assert leaving.process.wait(timeout=20) == 0
+        assert leaving.process.wait(timeout=60) == 0
 
     assert all(b'"done":true' in ending for ending in endings)
     assert {(entry.outcome, entry.exact) for entry in house.booked(10)} == {("completed", True)}
@@ -144,7 +144,7 @@ def fragile(house: House) -> Iterator[tuple[Gateway, FaultProxy]]:
     """A gateway of its own, and the line between it and Redis."""
     with (
         line_to(settings.REDIS_URL) as (line, url),
-        Gateway(REDIS_URL=url, REDIS_TIMEOUT_SECONDS="0.25") as other,
+        Gateway(REDIS_URL=url, REDIS_TIMEOUT_SECONDS="1") as other,
     ):
         ready(other.url, house.ada.secret)
         yield other, line
@@ -153,7 +153,9 @@ def fragile(house: House) -> Iterator[tuple[Gateway, FaultProxy]]:
 
 def test_without_redis_nothing_is_admitted_and_no_good_key_is_called_bad(house, fragile):
     other, line = fragile
-    with httpx.Client(base_url=other.url, headers=dict(house.ada.http.headers), trust_env=False) as client:
+    with httpx.Client(
+        base_url=other.url, headers=dict(house.ada.http.headers), trust_env=False, timeout=30
+    ) as client:
         assert client.post("/api/chat", json=CHAT).status_code == 200
         calls = len(house.ollama.calls)
         line.freeze()
@@ -180,7 +182,9 @@ def test_what_redis_cannot_take_is_booked_when_it_can(house, fragile):
                 part = one.recv(65536)
                 assert part, "the stream broke with Redis"
                 received += part
-        eventually(lambda: SpooledSettlement.objects.count() == 3)
+        # On disk, if PostgreSQL was too busy to take it in time.
+        spool_dir = Path(settings.SPOOL_DIR)
+        eventually(lambda: SpooledSettlement.objects.count() + len(list(spool_dir.glob("*.json"))) == 3)
         line.thaw()
 
     spool.replay()
@@ -206,7 +210,7 @@ def test_a_revoked_key_is_refused_by_every_process_at_once(house, pair):
     def status(url: str, secret: str) -> int:
         # A new connection each time, so that the kernel chooses among the workers.
         headers = {"Authorization": f"Bearer {secret}", "Connection": "close"}
-        return httpx.get(f"{url}/api/tags", headers=headers, trust_env=False).status_code
+        return httpx.get(f"{url}/api/tags", headers=headers, trust_env=False, timeout=30).status_code
 
     for caller in callers:
         assert {status(url, caller.secret) for url in urls} == {200}
@@ -219,15 +223,16 @@ def test_both_workers_serve_and_book(house, pair):
 
     def chat(_: int) -> int:
         headers = {"Authorization": f"Bearer {house.ada.secret}", "Connection": "close"}
-        return httpx.post(f"{pair.url}/api/chat", json=CHAT, headers=headers, trust_env=False).status_code
+        return httpx.post(
+            f"{pair.url}/api/chat", json=CHAT, headers=headers, trust_env=False, timeout=30
+        ).status_code
 
     with ThreadPoolExecutor(8) as threads:
-        eventually(lambda: chat(0) == 200)
         statuses = list(threads.map(chat, range(30)))
 
-    assert statuses.count(200) >= 29
+    assert statuses == [200] * 30
     assert LedgerEntry.objects.count() == 0
-    assert len(house.booked(len([c for c in house.ollama.calls if c.complete]))) >= 30
+    assert {entry.outcome for entry in house.booked(30)} == {"completed"}
 
 
 def test_nobody_is_left_when_a_gateway_is_killed(house):

