@@ -259,6 +259,8 @@ class Valkey(EmbeddedServer):
             "appendonly": "yes",
             "appendfsync": "everysec" if self.durable else "no",
             "save": '""',
+            # A call adds some kilobytes; reading this much at the next start costs less than rewriting.
+            "auto-aof-rewrite-min-size": "256mb",
             # The command line shall go on telling which directory is served.
             "set-proc-title": "no",
         }
