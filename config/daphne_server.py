@@ -328,7 +328,6 @@ class Request(WebRequest):  # type: ignore[misc]  # the server's packages have n
         """The head of the answer, which is sent with its first part."""
         assert self._start is not None  # noqa: S101 - ASGI has applications start before they go on
         status, headers = self._start["status"], self._start.get("headers", ())
-        self._response_started, self.startedWriting = True, 1
         lines = [b"%b %d %b" % (self.clientproto, status, http.RESPONSES.get(status, b"Unknown"))]
         lines += [b"%b: %b" % header for header in headers]
         has_length = any(name.lower() == b"content-length" for name, _ in headers)
@@ -341,6 +340,7 @@ class Request(WebRequest):  # type: ignore[misc]  # the server's packages have n
         head = b"\r\n".join(lines)
         if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
             raise ValueError("a header of the answer has a line break")
+        self._response_started, self.startedWriting = True, 1
         if more:
             self.registerProducer(self, True)
         return head + b"\r\n\r\n"

@@ -94,6 +94,10 @@ async def breaks_after(request: HttpRequest) -> Reply:
     return Reply(200, {"Content-Type": "text/plain"}, chunks())
 
 
+async def breaks_a_header(request: HttpRequest) -> Reply:
+    return Reply(200, {"X-Model": "tiny\r\nSet-Cookie: a=b"}, b"fine")
+
+
 async def open_tasks(request: HttpRequest) -> Reply:
     """How many applications are running, this one included."""
     running = [
@@ -121,6 +125,7 @@ VIEWS: dict[str, Door] = {
     "v1/wait": wait,
     "v1/breaks-before": breaks_before,
     "v1/breaks-after": breaks_after,
+    "v1/breaks-a-header": breaks_a_header,
 }
 REFUSE: Door = refuse_route
 

@@ -327,6 +327,35 @@ def test_a_view_that_raises_is_answered_without_the_reason(served):
     assert "secret" not in answer.text
 
 
+def test_a_header_with_a_line_break_in_it_is_not_sent(served):
+    answer = served.get("/v1/breaks-a-header")
+
+    assert answer.status_code == 500
+    assert "set-cookie" not in answer.headers
+    assert "fine" not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/v1/echo", "/v1/stream"])
+def test_a_head_is_answered_without_a_body_and_the_connection_goes_on(served, path):
+    head = f"HEAD {path} HTTP/1.1\nHost: x\nx-notes: {served.notes}\n\n"
+    get = "GET /v1/echo HTTP/1.1\nHost: x\nConnection: close\n\n"
+
+    answers = read_all(served.ask(head + get)).decode()
+
+    first, _, second = answers.partition("\r\n\r\n")
+    assert first.startswith("HTTP/1.1 200 OK")
+    assert second.startswith("HTTP/1.1 200 OK")
+
+
+def test_a_stream_for_an_old_client_ends_with_its_connection(served):
+    answer = read_all(served.ask(f"GET /v1/stream HTTP/1.0\nHost: x\nx-notes: {served.notes}\n\n"))
+
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 200 OK")
+    assert b"chunked" not in head.lower()
+    assert body == b"chunk 0\nchunk 1\nchunk 2\n"
+
+
 def test_a_client_that_never_reads_holds_little_memory_and_is_cut_off(served):
     served.notes.unlink(missing_ok=True)
     before = served.rss()
