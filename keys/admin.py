@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 from django.contrib import admin, messages
 from django.contrib.admin.options import InlineModelAdmin
 from django.db.models import Model, Q, QuerySet
@@ -9,7 +11,7 @@ from django.utils.timezone import now
 
 from audit.admin import ask_reason
 from keys import services
-from keys.models import ApiKey, KeySecret
+from keys.models import ApiKey, KeySecret, PolicyRule
 from tenants import generations
 from tenants.forms import WhichModelsForm
 
@@ -135,3 +137,38 @@ class ApiKeyAdmin(admin.ModelAdmin):
         else:
             self.message_user(request, f"{done}; pending, because Redis cannot be reached.", messages.WARNING)
         return None
+
+
+@admin.register(PolicyRule)
+class PolicyRuleAdmin(admin.ModelAdmin):
+    """What clients may ask of Ollama, for everybody, a tenant or a key."""
+
+    fields = ["tenant", "key", "option", "allowed", "minimum", "maximum", "default_value"]
+    list_display = ["whose", "option", "allowed", "minimum", "maximum", "default_value"]
+    list_select_related = ["tenant", "key"]
+    list_filter = ["option"]
+    search_fields = ["tenant__slug", "key__label"]
+    autocomplete_fields = ["tenant", "key"]
+    show_full_result_count = False
+
+    @admin.display(description="whose")
+    def whose(self, obj: PolicyRule) -> str:
+        return obj.whose
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
+        return ["tenant", "key", "option"] if obj else []
+
+    def save_model(self, request: HttpRequest, obj: PolicyRule, form: Any, change: bool) -> None:
+        says = {name: getattr(obj, name) for name in ("allowed", "minimum", "maximum", "default_value")}
+        rule = services.set_policy(
+            option=obj.option, tenant=obj.tenant, key=obj.key, actor=str(request.user), **says
+        )
+        if rule is not None:
+            obj.pk = rule.pk
+
+    def delete_model(self, request: HttpRequest, obj: PolicyRule) -> None:
+        services.remove_policy(rule=obj, actor=str(request.user))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[PolicyRule]) -> None:
+        for rule in queryset:
+            self.delete_model(request, rule)

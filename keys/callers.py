@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from django.db import connection, transaction
+from django.db.models import F, Q
 
-from keys.models import KeySecret
+from keys.models import KeySecret, PolicyRule
+from keys.policies import Policy, together
 from tenants import generations
 from tenants.models import Tenant
 
@@ -20,7 +22,8 @@ class Caller:
     the names, empty where there is none. ``models`` is None where neither key
     nor tenant says anything. ``expires_at_ms`` is the earlier end of key and
     secret, in milliseconds since 1970. ``revoked`` is also true when the
-    member's user is disabled.
+    member's user is disabled. ``policy`` has the options that anybody said
+    something about.
     """
 
     public_id: str
@@ -40,6 +43,7 @@ class Caller:
     models: frozenset[str] | None
     expires_at_ms: int | None
     revoked: bool
+    policy: Policy
     tenant_generation: int
     platform_generation: int
 
@@ -66,12 +70,21 @@ def load(public_id: str) -> Caller | None:
         secret = rows.filter(pk=public_id).first()
         if secret is None:
             return None
+        policy = policy_of(secret.key.tenant_id, secret.key_id)
         subject = generations.subject_of(secret.key.tenant_id)
         numbers = generations.numbers_of(subject, generations.PLATFORM)
-    return _caller(secret, numbers[subject], numbers[generations.PLATFORM])
+    return _caller(secret, policy, numbers[subject], numbers[generations.PLATFORM])
 
 
-def _caller(secret: KeySecret, tenant_generation: int, platform_generation: int) -> Caller:
+def policy_of(tenant_id: UUID, key_id: UUID | None) -> Policy:
+    """What platform, tenant and key say about the options of a call, from PostgreSQL."""
+    of_tenant = Q(tenant=tenant_id, key=None)
+    of_key = Q(tenant=tenant_id, key=key_id)
+    rules = PolicyRule.objects.filter(Q(tenant=None) | of_tenant | of_key)
+    return together(rules.order_by(F("tenant").asc(nulls_first=True), F("key").asc(nulls_first=True)))
+
+
+def _caller(secret: KeySecret, policy: Policy, tenant_generation: int, platform_generation: int) -> Caller:
     key = secret.key
     tenant = key.tenant
     member = key.member
@@ -96,6 +109,7 @@ def _caller(secret: KeySecret, tenant_generation: int, platform_generation: int)
         models=None if models is None else frozenset(models),
         expires_at_ms=min(ends, default=None),
         revoked=key.revoked_at is not None or (member is not None and not member.user.is_active),
+        policy=policy,
         tenant_generation=tenant_generation,
         platform_generation=platform_generation,
     )

@@ -4,6 +4,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
+from keys.policies import OPTIONS
 from tenants.ids import new_id
 from tenants.models import Member, Tenant
 
@@ -96,3 +97,110 @@ class KeySecret(models.Model):
 
     def __str__(self) -> str:
         return self.public_id
+
+
+# Nobody has to ask for a number of tokens, and of yes and no neither is more.
+_NOT_BOUNDED = {("num_predict", "minimum"), ("use_mmap", "minimum"), ("use_mmap", "maximum")}
+
+
+def _says_what_its_option_can() -> Q:
+    """The condition that a rule's numbers are ones that its option can have."""
+    condition = Q()
+    for name, option in OPTIONS.items():
+        fits = Q(option=name)
+        for column in ("minimum", "maximum", "default_value"):
+            bounds = Q(**{column: None})
+            if option.lowest is not None and (name, column) not in _NOT_BOUNDED:
+                bounds |= Q(**{f"{column}__range": (option.lowest, option.highest)})
+            fits &= bounds
+        condition |= fits
+    return condition
+
+
+class PolicyRule(models.Model):
+    """What the platform (no tenant), a tenant or a key says about one option of calls.
+
+    What is null is not said. What all of them say together is worked out by
+    ``keys.policies.together``: permissions and bounds as the strictest says, a
+    default as the nearest.
+    """
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    tenant = models.ForeignKey(
+        Tenant, on_delete=models.CASCADE, null=True, blank=True, related_name="+",
+        help_text="Empty: the rule holds for everybody.",
+    )  # fmt: skip
+    key = models.ForeignKey(
+        ApiKey, on_delete=models.CASCADE, null=True, blank=True, related_name="+",
+        help_text="Empty: the rule holds for all keys of the tenant.",
+    )  # fmt: skip
+    option = models.CharField(max_length=20, choices=[(name, name) for name in OPTIONS])
+    allowed = models.BooleanField(
+        null=True, blank=True, help_text="Whether clients may set it. Unknown: nothing is said."
+    )
+    minimum = models.BigIntegerField(
+        null=True, blank=True, help_text="What is sent is at least this. Empty: nothing is said."
+    )
+    maximum = models.BigIntegerField(
+        null=True, blank=True, help_text="What is sent is at most this. Empty: nothing is said."
+    )
+    default_value = models.BigIntegerField(
+        null=True,
+        blank=True,
+        help_text="What is sent where the client does not choose; keep_alive is in seconds. "
+        "Empty: nothing is said.",
+    )
+
+    class Meta:
+        ordering = ["option"]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(option__in=list(OPTIONS)), name="keys_policyrule_option_is_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(key=None) | Q(tenant__isnull=False), name="keys_policyrule_names_the_keys_tenant"
+            ),
+            models.CheckConstraint(
+                condition=_says_what_its_option_can(),
+                name="keys_policyrule_says_what_its_option_can",
+                violation_error_message="The option cannot have such a minimum, maximum or default.",
+            ),
+            models.CheckConstraint(
+                condition=~Q(option="num_predict") | Q(allowed=None),
+                name="keys_policyrule_anybody_may_ask_for_less",
+                violation_error_message="Asking for fewer tokens cannot be forbidden; set a maximum.",
+            ),
+            models.CheckConstraint(
+                condition=Q(minimum=None) | Q(maximum=None) | Q(minimum__lte=F("maximum")),
+                name="keys_policyrule_minimum_within_maximum",
+                violation_error_message="The minimum is above the maximum.",
+            ),
+            models.CheckConstraint(
+                condition=Q(allowed__isnull=False)
+                | Q(minimum__isnull=False)
+                | Q(maximum__isnull=False)
+                | Q(default_value__isnull=False),
+                name="keys_policyrule_says_something",
+                violation_error_message="The rule says nothing.",
+            ),
+            models.UniqueConstraint(
+                fields=["tenant", "key", "option"],
+                nulls_distinct=False,
+                name="keys_policyrule_once_per_option",
+                violation_error_message="There is a rule for this option already.",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.option} of {self.whose}"
+
+    @property
+    def whose(self) -> str:
+        """Such as ``key nightly-report of acme``."""
+        if self.key is not None:
+            return f"key {self.key} of {self.tenant}"
+        return "platform" if self.tenant is None else f"tenant {self.tenant}"
+
+    def clean(self) -> None:
+        if self.key is not None and self.key.tenant_id != self.tenant_id:
+            raise ValidationError({"key": "The key belongs to another tenant."})

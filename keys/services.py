@@ -9,7 +9,7 @@ from django.views.decorators.debug import sensitive_variables
 
 from audit.recording import record
 from keys import secrets
-from keys.models import ApiKey, KeySecret
+from keys.models import ApiKey, KeySecret, PolicyRule
 from tenants import generations
 from tenants.models import Member, Tenant
 
@@ -107,3 +107,61 @@ def revoke_key(*, key: ApiKey, actor: str, reason: str) -> bool:
         )
     transaction.on_commit(generations.project_quietly)
     return bool(revoked)
+
+
+@transaction.atomic
+def set_policy(
+    *,
+    option: str,
+    actor: str,
+    tenant: Tenant | None = None,
+    key: ApiKey | None = None,
+    **says: bool | int | None,
+) -> PolicyRule | None:
+    """Change what the platform, ``tenant`` or ``key`` says about ``option``; returns the rule as it is then.
+
+    ``says`` are ``allowed``, ``minimum``, ``maximum`` and ``default_value``; those
+    left out stay, None takes back what was said. None is returned when nothing
+    is said any more. Raises ``ValidationError`` for what the option cannot have.
+    """
+    whose = {"tenant": tenant if key is None else key.tenant, "key": key}
+    rule = PolicyRule.objects.select_for_update().filter(**whose, option=option).first()
+    rule = rule or PolicyRule(**whose, option=option)
+    before = _said(rule)
+    for name, value in says.items():
+        setattr(rule, name, value)
+    if not rule._state.adding and not any(value is not None for value in _said(rule).values()):  # noqa: SLF001
+        remove_policy(rule=rule, actor=actor)
+        return None
+    rule.full_clean()
+    rule.save()
+    record(
+        action="policy.set",
+        actor=actor,
+        subject=str(rule.pk),
+        tenant_id=rule.tenant_id,
+        what=str(rule),
+        before=before,
+        after=_said(rule),
+    )
+    transaction.on_commit(generations.project_quietly)
+    return rule
+
+
+@transaction.atomic
+def remove_policy(*, rule: PolicyRule, actor: str) -> None:
+    """Take back all that a rule says."""
+    record(
+        action="policy.removed",
+        actor=actor,
+        subject=str(rule.pk),
+        tenant_id=rule.tenant_id,
+        what=str(rule),
+        before=_said(rule),
+    )
+    rule.delete()
+    transaction.on_commit(generations.project_quietly)
+
+
+def _said(rule: PolicyRule) -> dict[str, bool | int | None]:
+    return {name: getattr(rule, name) for name in ("allowed", "minimum", "maximum", "default_value")}

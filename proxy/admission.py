@@ -17,8 +17,9 @@ from keys import verification
 from keys.verification import Caller
 from proxy.calls import Call, Route
 from proxy.catalog import Target, catalog
+from proxy.clamping import under
 from proxy.errors import answer_to
-from proxy.exceptions import ModelRefused
+from proxy.exceptions import ModelRefused, OptionRefused
 from tenants.exceptions import Refusal
 from tenants.quick_settings import settings
 
@@ -44,7 +45,8 @@ async def admit(
 
     Who calls (``InvalidKey``)? What is asked, and is it well formed
     (``BadRequest``)? May the caller use this model, and is it installed
-    (``ModelRefused``, ``NoModels``)? Is there room in every limit that applies
+    (``ModelRefused``, ``NoModels``)? What of the options does its policy leave
+    (``OptionRefused``)? Is there room in every limit that applies
     (``BudgetExhausted``, ``RateLimited`` …)? The last one is a single step in
     Redis, which also knows whether what this process remembers of the key, its
     tenant and the settings is still true; if not, it is read again, once. A no
@@ -59,10 +61,11 @@ async def admit(
             await catalog.catch_up(caller)
             try:
                 target = catalog.resolve(caller, model)
-                return Admission(call, target, await reserve(caller, _demand(request_id, call, target)))
+                allowed = under(caller.policy, call)
+                return Admission(allowed, target, await reserve(caller, _demand(request_id, allowed, target)))
             except StaleCaller:
                 caller = await verification.reload(caller.public_id)
-            except ModelRefused:
+            except (ModelRefused, OptionRefused):
                 if await verification.is_current(caller):
                     raise
                 caller = await verification.reload(caller.public_id)
@@ -87,13 +90,14 @@ async def recognise(headers: Mapping[str, str]) -> tuple[Caller, list[Standing]]
 def _demand(request_id: UUID, call: Call, target: Target) -> Demand:
     """The most that a call may need: every byte of a prompt counts as a token.
 
-    Of a prompt beyond the model's context Ollama drops the beginning, so that
-    bounds it too; the texts of an embedding are read one by one.
+    Of a prompt beyond the model's context, or the smaller one that it is told,
+    Ollama drops the beginning, so that bounds it too; the texts of an embedding
+    are read one by one.
     """
     generates = call.route.operation != "embedding"
     wish = settings.MAX_OUTPUT_TOKENS if call.output_wish is None else call.output_wish
     prompt = call.input_bytes + call.messages * MESSAGE_TOKENS + target.model.overhead_tokens
-    context = target.model.context_tokens
+    contexts = [size for size in (target.model.context_tokens, call.num_ctx) if size is not None]
     return Demand(
         request_id=request_id,
         route=call.route.path,
@@ -102,7 +106,7 @@ def _demand(request_id: UUID, call: Call, target: Target) -> Demand:
         stream=call.stream,
         model=target.model.name,
         upstream=target.upstream,
-        input_tokens=min(prompt, context) if generates and context is not None else prompt,
+        input_tokens=min(prompt, *contexts) if generates and contexts else prompt,
         output_tokens=min(wish, settings.MAX_OUTPUT_TOKENS) if generates else 0,
         least_output=1 if generates else 0,
     )

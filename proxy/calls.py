@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -153,6 +153,11 @@ class Call:
     ``messages`` comes on top. ``output_wish`` is the number of tokens that the
     client asked for at most, None when it set no limit.
 
+    ``asked`` are the options that the client wants the model loaded with, and
+    ``keep_alive`` in seconds (infinite: for ever). Nothing of it goes upstream
+    but what ``proxy.clamping`` puts into ``fields``; what that changed is in
+    ``clamped``, and the size of context it asks for in ``num_ctx``.
+
     ``loads``: the call only loads the model, which generates nothing and has no
     counters. ``shows_usage``: the client wants the counters of a stream.
     """
@@ -168,6 +173,9 @@ class Call:
     shows_usage: bool
     context_ids: int = 0
     loads: bool = False
+    asked: dict[str, float] = field(default_factory=dict)
+    clamped: dict[str, int | bool | None] = field(default_factory=dict)
+    num_ctx: int | None = None
 
     @property
     def input_estimate(self) -> int:

@@ -41,6 +41,7 @@ from proxy.exceptions import (
     Draining,
     ModelRefused,
     NoModels,
+    OptionRefused,
     OutputCapPassed,
     RouteRefused,
     SecretInUrl,
@@ -120,6 +121,7 @@ ANSWERS: dict[type[Refusal], Answer] = {
     RouteRefused: _forbidden("route_not_allowed", "This gateway does not serve this route."),
     ModelRefused: _NO_MODEL,
     CloudModelRefused: _NO_MODEL,
+    OptionRefused: _forbidden("option_not_allowed", "This key may not use a field that the request has."),
     PriceMissing: _forbidden(
         "price_missing", "A budget counts money and this model has no price yet. Ask the operator to set one."
     ),

@@ -15,6 +15,13 @@ class BadRequest(Refusal):
         self.param = param
 
 
+class OptionRefused(BadRequest):
+    """The policy of the caller does not let it use a field that the request has."""
+
+    def __init__(self, param: str) -> None:
+        super().__init__(f"This key may not use {param!r}. Ask the operator to allow it.", param)
+
+
 class BodyTooLarge(Refusal):
     """The body has more than ``MAX_BODY_BYTES`` bytes."""
 

@@ -20,6 +20,7 @@ from proxy import upstream
 from proxy.admission import Admission, admit, recognise
 from proxy.calls import Call, Dialect, Framing, Route
 from proxy.catalog import catalog
+from proxy.clamping import described
 from proxy.dialects import anthropic, ollama, openai
 from proxy.errors import dialect_of, limit_headers, render, status_of
 from proxy.exceptions import CallStopped, RouteRefused, SecretInUrl, UnsupportedMedia
@@ -125,6 +126,8 @@ def _headers(admission: Admission, framing: Framing) -> dict[str, str]:
         headers["X-Tollgate-Credit"] = f"{reservation.loan.tokens};left={reservation.loan.left}"
     if reservation.capped_by is not None:
         headers["X-Tollgate-Output-Cap"] = f"{reservation.output_cap};by={reservation.capped_by}"
+    if admission.call.clamped:
+        headers["X-Tollgate-Clamped"] = described(admission.call.clamped)
     return headers
 
 

@@ -62,6 +62,7 @@ def ada(
         "models": None,
         "expires_at_ms": None,
         "revoked": False,
+        "policy": {},
         "tenant_generation": 1,
         "platform_generation": 1,
     }

@@ -117,6 +117,7 @@ def test_a_caller_is_a_snapshot_of_the_key_and_what_stands_above_it(acme):
         models=frozenset({"tiny:latest"}),
         expires_at_ms=int(ends.timestamp() * 1000),
         revoked=False,
+        policy={},
         tenant_generation=4,
         platform_generation=0,
     )

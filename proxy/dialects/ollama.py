@@ -6,9 +6,11 @@ of what is dropped, mapped and refused, and why, is in ``docs/doors.md``.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
+from keys.policies import LOAD_OPTIONS
 from proxy.calls import CHAT, EMBED, EMBEDDINGS, GENERATE, Call, Route
 from proxy.dialects import fields
 from proxy.dialects.prompt import EMBEDDING_MARKS, Prompt
@@ -32,8 +34,7 @@ def _whole(value: Any, param: str) -> int:
     return whole
 
 
-# Without a reader are those that belong to the loaded model, which all tenants share.
-_OPTIONS: dict[str, Reader | None] = {
+_OPTIONS: dict[str, Reader] = {
     "num_predict": _whole,
     "num_keep": _whole,
     "seed": _whole,
@@ -47,13 +48,13 @@ _OPTIONS: dict[str, Reader | None] = {
     "presence_penalty": fields.number,
     "frequency_penalty": fields.number,
     "stop": fields.stop_list,
-    "num_ctx": None,
-    "num_batch": None,
-    "num_gpu": None,
-    "main_gpu": None,
-    "use_mmap": None,
-    "num_thread": None,
-    "draft_num_predict": None,
+    "num_ctx": _whole,
+    "num_batch": _whole,
+    "num_gpu": _whole,
+    "main_gpu": _whole,
+    "use_mmap": fields.flag,
+    "num_thread": _whole,
+    "draft_num_predict": _whole,
 }
 
 
@@ -81,8 +82,22 @@ def _think(value: Any, param: str) -> bool | str:
     raise wrong(param, "true, false, 'low', 'medium', 'high' or 'max'")
 
 
-def _keep_alive(value: Any, param: str) -> float | str:
-    return value if isinstance(value, str) else fields.number(value, param)
+# Go's spelling of a duration; nobody means one that is written with more characters.
+_DURATION = re.compile(r"[-+]?(?:0|(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+)", re.ASCII)
+_DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION_CHARACTERS = 64
+
+
+def _keep_alive(value: Any, param: str) -> float:
+    """Seconds, given as such or as a duration such as ``1h30m``; a negative one is infinite, as upstream."""
+    if isinstance(value, str):
+        if len(value) > _DURATION_CHARACTERS or not _DURATION.fullmatch(value):
+            raise wrong(param, "a number of seconds or a duration such as '5m'")
+        seconds = sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(value))
+        return math.inf if value.startswith("-") and seconds else seconds
+    number = fields.number(value, param)
+    return math.inf if number < 0 else number
 
 
 def _images(value: Any, param: str) -> list[str]:
@@ -206,9 +221,7 @@ def _generating(route: Route, kept: _Fields, prompt: Prompt, *, loads_model: boo
     """
     model = fields.take_model(kept)
     stream = kept.pop("stream", True)
-    keep_alive = kept.pop("keep_alive", None)
-    if loads_model and keep_alive is not None and _is_zero(keep_alive):
-        raise BadRequest("A model cannot be unloaded: it is shared with others.", "keep_alive")
+    asked = _take_asked(kept, loads_model=loads_model)
     if isinstance(kept.get("format"), dict):
         prompt.structure(kept["format"])
     wish = None
@@ -226,14 +239,22 @@ def _generating(route: Route, kept: _Fields, prompt: Prompt, *, loads_model: boo
         shows_usage=True,
         context_ids=prompt.context_ids,
         loads=loads_model,
+        asked=asked,
     )
 
 
-def _is_zero(keep_alive: float | str) -> bool:
-    """Whether a number of seconds or a duration such as ``"0m0s"`` is none at all."""
-    if isinstance(keep_alive, str):
-        return re.search("[1-9]", keep_alive) is None
-    return keep_alive == 0
+def _take_asked(kept: _Fields, *, loads_model: bool) -> dict[str, float]:
+    """Take out of the fields what the client wants of the loaded model, which is shared.
+
+    Refuses to unload it, which is what no time on a call without a prompt asks for.
+    """
+    options = kept.get("options", {})
+    asked: dict[str, float] = {name: options.pop(name) for name in LOAD_OPTIONS if name in options}
+    if "keep_alive" in kept:
+        asked["keep_alive"] = kept.pop("keep_alive")
+        if loads_model and asked["keep_alive"] == 0:
+            raise BadRequest("A model cannot be unloaded: it is shared with others.", "keep_alive")
+    return asked
 
 
 _PLAIN_ACTION = re.compile(r"-?\s*(?:(\.(?:System|Prompt|Suffix|Response))|(?:else )?if \.\w+|else|end)\s*-?")
@@ -296,13 +317,13 @@ def parse_embeddings(body: bytes) -> Call:
 
 def _embedding(route: Route, kept: _Fields) -> Call:
     model = fields.take_model(kept)
-    keep_alive = kept.pop("keep_alive", None)
     inputs = kept.get("input", "")
     texts = [inputs] if isinstance(inputs, str) else inputs
-    if not any(texts) and keep_alive is not None and _is_zero(keep_alive):
-        raise BadRequest("A model cannot be unloaded: it is shared with others.", "keep_alive")
+    asked = _take_asked(kept, loads_model=not any(texts))
     kept.get("options", {}).pop("num_predict", None)
-    return embedding_call(route, model, kept, texts)
+    call = embedding_call(route, model, kept, texts)
+    call.asked = asked
+    return call
 
 
 def embedding_call(route: Route, model: str, kept: _Fields, texts: list[str]) -> Call:

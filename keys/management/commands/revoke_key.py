@@ -22,7 +22,7 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        key = _key_called(options["key"])
+        key = key_called(options["key"])
         revoked_now = services.revoke_key(key=key, actor=person_at_the_shell(), reason=options["reason"])
         in_force = generations.in_force(key.tenant_id)
         key.refresh_from_db()
@@ -45,7 +45,8 @@ class Command(BaseCommand):
             self.stdout.write(PENDING)
 
 
-def _key_called(name: str) -> ApiKey:
+def key_called(name: str) -> ApiKey:
+    """The key with this id, or one of whose secrets has this public id; raises ``CommandError``."""
     keys = ApiKey.objects.select_related("tenant")
     try:
         if len(name) == 12:
