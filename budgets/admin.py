@@ -25,7 +25,9 @@ WHOSE = ("scope", "tenant", "team", "member", "key", "model", "upstream")
 BUDGET_FIELDS = (*WHOSE, "unit", "period", "seconds", "limit", "shadow", "thresholds")
 RATE_LIMIT_FIELDS = (*WHOSE, "measure", "limit", "shadow")
 RAISE_FIELDS = ("budget", "to", "by", "starts_at", "ends_at", "reason")
-PRICE_FIELDS = ("model", "tenant", "input_price", "cached_price", "output_price", "starts_at", "free")
+PRICE_FIELDS = (
+    "model", "tenant", "input_price", "cached_price", "output_price", "gpu_price", "starts_at", "free",
+)  # fmt: skip
 
 
 class ScopedAdmin(admin.ModelAdmin):
@@ -146,7 +148,7 @@ class BudgetRaiseAdmin(admin.ModelAdmin):
 
 @admin.register(Price)
 class PriceAdmin(admin.ModelAdmin):
-    """What tokens cost. A price is not changed: another one starts later."""
+    """What models cost. A price is not changed: another one starts later."""
 
     fields = PRICE_FIELDS
     list_display = PRICE_FIELDS
@@ -197,8 +199,8 @@ class LedgerEntryAdmin(ReadOnlyAdmin):
 
     id_fields = ("request_id", "tenant_id", "key_id")
     list_display = [
-        "ended_at", "kind", "tenant", "key", "model", "input_tokens", "output_tokens", "cost_micro_usd",
-        "exact", "outcome",
+        "ended_at", "kind", "tenant", "key", "model", "input_tokens", "output_tokens", "gpu_ms",
+        "cost_micro_usd", "exact", "outcome",
     ]  # fmt: skip
     list_filter = ["kind", "exact", "late", "on_credit", "operation"]
     # Not "model__exact": Django takes that for the field ``exact``.
@@ -212,7 +214,7 @@ class UsageRollupAdmin(ReadOnlyAdmin):
     id_fields = ("tenant_id", "key_id")
     list_display = [
         "hour_start", "tenant", "key", "model", "operation", "requests", "input_tokens", "output_tokens",
-        "cost_micro_usd",
+        "gpu_ms", "cost_micro_usd",
     ]  # fmt: skip
     search_fields = ["model__exact"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from budgets.pricing import PER_MILLION, PinnedPrice
+from budgets.pricing import MILLIONTHS_PER_GPU_MS, PER_MILLION, PinnedPrice
 
 # More than any context; with the largest price it keeps every product of a script below 2^53.
 LARGEST_TOKENS = 2**22
@@ -15,7 +15,8 @@ class Usage(NamedTuple):
     """What a call used. ``exact`` when Ollama counted it, else counted or bounded by us.
 
     Cached tokens are part of the input, thinking tokens of the output.
-    Durations are Ollama's own nanoseconds, None where it told none.
+    Durations are Ollama's own nanoseconds, None where it told none. ``wall_ms``
+    is how long the upstream had the call, which bounds the time it worked on it.
     """
 
     input_tokens: int
@@ -26,10 +27,13 @@ class Usage(NamedTuple):
     prompt_ns: int | None
     output_ns: int | None
     exact: bool
+    wall_ms: int = 0
 
     @property
     def gpu_ms(self) -> int:
-        """Milliseconds in which the model worked, rounded up."""
+        """Milliseconds in which the model worked, rounded up; ``wall_ms`` where Ollama told nothing of it."""
+        if self.prompt_ns is None and self.output_ns is None:
+            return self.wall_ms
         return -(-((self.prompt_ns or 0) + (self.output_ns or 0)) // 1_000_000)
 
 
@@ -37,20 +41,21 @@ NOTHING = Usage(0, 0, 0, 0, None, None, None, exact=True)
 
 
 class Charge(NamedTuple):
-    """What a call costs a counter, as a line over its output tokens.
+    """What a call costs a counter, as a line over its output tokens and its GPU time.
 
-    ``amount(output) = whole + ceil((rest + output * rate) / per)``, so the
-    script itself can work out how much output still fits. ``rest`` is below
-    ``per``.
+    ``amount(output, gpu_ms) = whole + ceil((rest + output * rate + gpu_ms * gpu_rate) / per)``,
+    so the script itself can work out how much output still fits, and how much
+    time. ``rest`` is below ``per``.
     """
 
     whole: int
     rest: int
     rate: int
     per: int
+    gpu_rate: int = 0
 
-    def amount(self, output_tokens: int) -> int:
-        return self.whole - (-(self.rest + output_tokens * self.rate) // self.per)
+    def amount(self, output_tokens: int, gpu_ms: int = 0) -> int:
+        return self.whole - (-(self.rest + output_tokens * self.rate + gpu_ms * self.gpu_rate) // self.per)
 
     def most_output(self, room: int) -> int:
         """The most output with which the charge is within ``room``; -1 if there is none."""
@@ -59,10 +64,15 @@ class Charge(NamedTuple):
             return -1
         return dividend // self.rate if self.rate else LARGEST_TOKENS
 
+    def most_gpu_ms(self, output_tokens: int, room: int) -> int:
+        """The most GPU time with which the charge of so much output is within ``room``; below 0 for none."""
+        return ((room - self.whole) * self.per - self.rest - output_tokens * self.rate) // self.gpu_rate
+
 
 FREE = Charge(0, 0, 0, 1)
 ONE = Charge(1, 0, 0, 1)
 EACH_OUTPUT_TOKEN = Charge(0, 0, 1, 1)
+EACH_GPU_MS = Charge(0, 0, 0, 1, 1)
 
 
 def charge(unit: str, input_tokens: int, price: PinnedPrice | None) -> Charge:
@@ -77,7 +87,9 @@ def charge(unit: str, input_tokens: int, price: PinnedPrice | None) -> Charge:
         if price is None:
             return FREE
         whole, rest = divmod(input_tokens * price.input, PER_MILLION)
-        return Charge(whole, rest, price.output, PER_MILLION)
+        return Charge(whole, rest, price.output, PER_MILLION, price.gpu_second * MILLIONTHS_PER_GPU_MS)
+    if unit == "gpu_ms":
+        return EACH_GPU_MS
     raise ValueError(f"no such unit: {unit}")
 
 
@@ -95,15 +107,20 @@ def used(unit: str, usage: Usage, price: PinnedPrice | None, *, worked: bool) ->
     if unit == "output_tokens":
         return usage.output_tokens
     if unit == "micro_usd":
-        return price.cost(usage.input_tokens, usage.cached_tokens, usage.output_tokens) if price else 0
+        if price is None:
+            return 0
+        return price.cost(usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.gpu_ms)
+    if unit == "gpu_ms":
+        return usage.gpu_ms
     raise ValueError(f"no such unit: {unit}")
 
 
-def within(usage: Usage, input_bound: int, output_cap: int) -> Usage:
+def within(usage: Usage, input_bound: int, output_cap: int, gpu_cap_ms: int | None) -> Usage:
     """``usage`` moved into what was held for the call; no longer exact if it had to be moved.
 
     An upstream may report anything; what it reports never makes a call cost
-    more than its hold.
+    more than its hold. Durations that add up to more than the GPU time held are
+    none, and all of that time counts instead; None: no time was held.
     """
     input_tokens = min(max(usage.input_tokens, 0), input_bound)
     output_tokens = min(max(usage.output_tokens, 0), output_cap)
@@ -116,7 +133,10 @@ def within(usage: Usage, input_bound: int, output_cap: int) -> Usage:
         prompt_ns=_nanoseconds(usage.prompt_ns),
         output_ns=_nanoseconds(usage.output_ns),
         exact=usage.exact,
+        wall_ms=usage.wall_ms,
     )
+    if gpu_cap_ms is not None and inside.gpu_ms > gpu_cap_ms:
+        inside = inside._replace(prompt_ns=None, output_ns=None, wall_ms=gpu_cap_ms)
     return usage if inside == usage else inside._replace(exact=False)
 
 

@@ -87,12 +87,13 @@ def _read(name: str) -> Script:
 
 RESERVE = _read("reserve")
 HEARTBEAT = _read("heartbeat")
+PROLONG = _read("prolong")
 RESTORE = _read("restore")
 SETTLE = _read("settle")
 ACKNOWLEDGE = _read("acknowledge")
 REBUILD = _read("rebuild")
 
-SCRIPTS = (RESERVE, HEARTBEAT, RESTORE, SETTLE, ACKNOWLEDGE, REBUILD)
+SCRIPTS = (RESERVE, HEARTBEAT, PROLONG, RESTORE, SETTLE, ACKNOWLEDGE, REBUILD)
 
 
 def packed(numbers: Sequence[float]) -> bytes:

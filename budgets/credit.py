@@ -12,6 +12,8 @@ A call gets credit only when all of this holds.
 - This process has admitted a call of the same key to the same model in the
   present periods, and as far as it knows since then, there is room in every
   limit that refuses.
+- No limit that refuses counts GPU time: that is granted bit by bit while a call
+  runs, by Redis.
 - PostgreSQL says now that nothing of the tenant or the platform has changed
   since: a key that was revoked or a kill switch set meanwhile ends the credit.
 
@@ -87,6 +89,8 @@ class Credit:
         ]
         for limit, cost, total in zip(counting.limits, charges, standing, strict=True):
             if limit.hard and limit.limit is not None:
+                if cost.gpu_rate:
+                    return None
                 output = min(output, cost.most_output(limit.limit - total))
         if output < demand.least_output:
             return None

@@ -13,6 +13,7 @@ import orjson
 
 from budgets.counters import EPOCH, GENERATIONS, HEARTBEAT, HOLDS, RESTORE, STOPS, hold_key, run
 from budgets.epochs import expected
+from budgets.gpu_time import prolong
 from budgets.reservations import Reservation, book_recent_again
 from keys import verification
 from keys.exceptions import InvalidKey, KeysUnavailable
@@ -127,7 +128,9 @@ class Heartbeats:
             raise RedisError(f"the heartbeat of {request_id} was answered with another's")
         if state == b"missing":
             await _restore(reservation, progress)
-        elif state != b"held" and not reservation.ended:
+        elif state == b"held":
+            await prolong(reservation)
+        elif not reservation.ended:
             # Swept while this process slept: what it still delivers has no room set aside.
             reservation.stop("hold_lost")
         if reason:
@@ -154,12 +157,13 @@ async def _restore(reservation: Reservation, progress: Progress) -> None:
     terms = {
         "lease_ms": settings.LEASE_SECONDS * 1000,
         "cap": reservation.output_cap,
+        "gpu_ms": reservation.gpu_cap_ms or 0,
         "admitted_ms": reservation.admitted_at_ms,
         "output": progress.output_tokens,
         "phase": progress.phase,
         "counters": [
-            (counter.kind, charge.amount(reservation.output_cap), counter.expires)
-            for counter, charge in zip(reservation.counters, reservation.charges, strict=True)
+            (counter.kind, amount, counter.expires)
+            for counter, amount in zip(reservation.counters, reservation.held(), strict=True)
         ],
     }
     keys = [hold_key(request_id), HOLDS, *(counter.key for counter in reservation.counters)]

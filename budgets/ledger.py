@@ -442,6 +442,8 @@ def _amount(unit: str, row: LedgerEntry) -> int:
         return row.output_tokens
     if unit == "micro_usd":
         return row.cost_micro_usd
+    if unit == "gpu_ms":
+        return row.gpu_ms
     raise ValueError(f"no such unit: {unit}")
 
 

@@ -274,7 +274,9 @@ def load(caller: Caller) -> Limits:
         prices: dict[str, list[tuple[int, PinnedPrice]]] = {}
         rows = Price.objects.filter(ours | Q(tenant=None), starts_at__lte=utc_now() + timedelta(days=366))
         for row in sorted(rows, key=lambda row: (row.tenant_id is not None, row.starts_at), reverse=True):
-            pinned = PinnedPrice(row.id.hex, row.input_price, row.cached_price, row.output_price)
+            pinned = PinnedPrice(
+                row.id.hex, row.input_price, row.cached_price, row.output_price, row.gpu_price
+            )
             prices.setdefault(row.model, []).append((int(row.starts_at.timestamp() * 1000), pinned))
         credit = OutageCredit.objects.filter(tenant=caller.tenant_id).values_list("tokens", flat=True).first()
     return Limits((*rates, *budgets), prices, credit or 0)

@@ -9,8 +9,9 @@ from tenants.models import Member, Team, Tenant
 
 # The largest whole number that Lua's doubles hold exactly.
 LARGEST = 2**53 - 1
-# $1,000 for a million tokens; keeps every product a script forms below LARGEST.
+# $1,000 for a million tokens, $1 for a second; they keep every product a script forms below LARGEST.
 LARGEST_PRICE = 10**9
+LARGEST_GPU_PRICE = 10**6
 
 
 class Scope(models.TextChoices):
@@ -32,6 +33,7 @@ class Unit(models.TextChoices):
     TOKENS = "tokens", "Tokens, input and output"
     OUTPUT_TOKENS = "output_tokens", "Output tokens"
     MICRO_USD = "micro_usd", "Micro-USD"
+    GPU_MS = "gpu_ms", "GPU milliseconds"
 
 
 class PeriodKind(models.TextChoices):
@@ -263,7 +265,7 @@ class RateLimit(ScopedRow):
 
 
 class Price(models.Model):
-    """What a model's tokens cost from one moment on, in micro-USD for a million of them.
+    """What a model costs from one moment on, in micro-USD for a million tokens and for a second of GPU time.
 
     The price of a tenant goes before everybody's; of several the one that
     started last counts. It is pinned when a call is admitted.
@@ -277,6 +279,9 @@ class Price(models.Model):
         default=0, help_text="The same, for input the model had in its cache."
     )
     output_price = models.BigIntegerField(default=0, help_text="Micro-USD for a million output tokens.")
+    gpu_price = models.BigIntegerField(
+        default=0, db_default=0, verbose_name="GPU price", help_text="Micro-USD for a second of GPU time."
+    )
     starts_at = models.DateTimeField(default=now)
     free = models.BooleanField(default=False, help_text="Costs nothing on purpose.")
 
@@ -287,6 +292,7 @@ class Price(models.Model):
             models.CheckConstraint(
                 condition=Q(input_price__range=(0, LARGEST_PRICE))
                 & Q(output_price__range=(0, LARGEST_PRICE))
+                & Q(gpu_price__range=(0, LARGEST_GPU_PRICE))
                 & Q(cached_price__gte=0)
                 # What is held for a call before it is known what was cached.
                 & Q(cached_price__lte=F("input_price")),
@@ -294,8 +300,8 @@ class Price(models.Model):
             ),
             # A price of nothing has to be meant.
             models.CheckConstraint(
-                condition=Q(free=True, input_price=0, cached_price=0, output_price=0)
-                | Q(free=False) & (Q(input_price__gt=0) | Q(output_price__gt=0)),
+                condition=Q(free=True, input_price=0, cached_price=0, output_price=0, gpu_price=0)
+                | Q(free=False) & (Q(input_price__gt=0) | Q(output_price__gt=0) | Q(gpu_price__gt=0)),
                 name="budgets_price_is_nothing_only_when_free",
             ),
             models.UniqueConstraint(
@@ -376,7 +382,9 @@ class LedgerEntry(models.Model):
     load_ns = models.BigIntegerField(null=True)
     prompt_ns = models.BigIntegerField(null=True)
     output_ns = models.BigIntegerField(null=True)
-    gpu_ms = models.BigIntegerField()
+    gpu_ms = models.BigIntegerField(
+        help_text="What Ollama told; where it told nothing, the time for which it had the call."
+    )
     cost_micro_usd = models.BigIntegerField()
     price_id = models.UUIDField(
         null=True, help_text="The price the cost was worked out with; null: no price was set."

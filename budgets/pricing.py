@@ -1,26 +1,38 @@
-"""What tokens cost, in whole micro-USD."""
+"""What tokens and GPU time cost, in whole micro-USD."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 PER_MILLION = 1_000_000
+# Of a micro-USD, for a millisecond at a price of one micro-USD a second.
+MILLIONTHS_PER_GPU_MS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class PinnedPrice:
-    """A price as it was when a call was admitted: micro-USD for a million tokens of each sort."""
+    """A price as it was when a call was admitted.
+
+    Micro-USD for a million tokens of each sort, and for a second of GPU time.
+    """
 
     id: str
     input: int
     cached: int
     output: int
+    gpu_second: int = 0
 
-    def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:
+    def as_list(self) -> list[Any]:
+        """For the ledger; ``PinnedPrice(*…)`` reads it back."""
+        return [self.id, self.input, self.cached, self.output, self.gpu_second]
+
+    def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int, gpu_ms: int) -> int:
         """Micro-USD for a call, rounded up once. ``cached_tokens`` are part of ``input_tokens``."""
         millionths = (
             (input_tokens - cached_tokens) * self.input
             + cached_tokens * self.cached
             + output_tokens * self.output
+            + gpu_ms * self.gpu_second * MILLIONTHS_PER_GPU_MS
         )
         return -(-millionths // PER_MILLION)

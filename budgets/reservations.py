@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
@@ -66,6 +67,8 @@ SETTLE_ATTEMPTS = 2
 SPOOL_SECONDS = 1.2
 # Nobody can tell when a running call ends; this is when asking again is worth it.
 CONCURRENCY_RETRY_SECONDS = 1.0
+# With less GPU time than this, a call would be stopped before its answer began.
+LEAST_GPU_MS = 1000
 # When to try again to take back a reserve whose answer never came; together, a lease.
 VOID_PAUSES = (0.1, 0.5, 1, 2, 4, 8, 15)
 MOST_VOIDS = 1000
@@ -100,7 +103,7 @@ class Demand:
 class Standing(NamedTuple):
     """How one limit stands, for headers and refusals.
 
-    ``unit`` is ``requests``, ``tokens``, ``output_tokens`` or ``micro_usd``.
+    ``unit`` is one of ``budgets.models.Unit``.
     ``remaining`` is what is neither used nor held, negative when the limit was
     lowered below that. ``reset_seconds``: until some of it comes back, None for
     never or for nobody knows. ``window`` is ``minute``, ``now`` (how many at one
@@ -124,7 +127,9 @@ class Reservation:
 
     ``output_cap`` is the most output the upstream may be asked for;
     ``capped_by`` names the limit that made it smaller than was wished, if one
-    did. ``stopped`` is set, with ``stop_reason``, when the call has to end:
+    did. ``gpu_cap_ms`` is the time after which it has to end, counted from its
+    admission and prolonged while it runs; None where no limit that refuses
+    counts GPU time. ``stopped`` is set, with ``stop_reason``, when the call has to end:
     ``stopped``, ``key_no_longer_valid``, ``hold_lost``, or the reason an
     operator gave. ``loan`` is the credit that a call runs on instead of a hold.
     """
@@ -134,6 +139,7 @@ class Reservation:
     demand: Demand
     output_cap: int
     capped_by: str | None
+    gpu_cap_ms: int | None
     admitted_at_ms: int
     limits: tuple[Limit, ...]
     counters: tuple[Counter, ...]
@@ -145,20 +151,33 @@ class Reservation:
     stop_reason: str = ""
     ended: bool = False
     loan: Loan | None = None
+    _admitted: float = field(default_factory=time.monotonic, repr=False)
+    # What was used and held on each counter before it came.
+    _found: list[int] = field(init=False, repr=False)
     # What was booked on each counter, once the call has ended.
     booked: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        self._found = [
+            self.figures[3 * number] + self.figures[3 * number + 1] - held
+            for number, held in enumerate(self.held())
+        ]
+
     def totals(self) -> list[int]:
         """What is used and held on each counter as far as this call knows: as it found it, and itself."""
-        totals = []
-        for number, (counter, cost) in enumerate(zip(self.counters, self.charges, strict=True)):
-            before = self.figures[3 * number] + self.figures[3 * number + 1] - cost.amount(self.output_cap)
-            if self.booked is None:
-                own = cost.amount(self.output_cap)
-            else:
-                own = 0 if counter.kind == "leases" else self.booked[number]
-            totals.append(before + own)
-        return totals
+        own = self.held() if self.booked is None else self.booked
+        return [
+            found + (0 if counter.kind == "leases" and self.booked is not None else amount)
+            for found, counter, amount in zip(self._found, self.counters, own, strict=True)
+        ]
+
+    def held(self) -> list[int]:
+        """What is held for the call on each counter."""
+        return [cost.amount(self.output_cap, self.gpu_cap_ms or 0) for cost in self.charges]
+
+    def elapsed_ms(self) -> int:
+        """Milliseconds since it was admitted: the upstream has worked on it for no longer than that."""
+        return math.ceil((time.monotonic() - self._admitted) * 1000)
 
     @property
     def standing(self) -> list[Standing]:
@@ -172,9 +191,11 @@ class Reservation:
             if limit.hard or limit.limit is None:
                 continue
             cost = self.charges[number]
-            before = self.figures[3 * number] + self.figures[3 * number + 1] - cost.amount(self.output_cap)
             unpriced = limit.unit == "micro_usd" and self.price is None
-            if unpriced or before + cost.amount(self.demand.least_output) > limit.limit:
+            if (
+                unpriced
+                or self._found[number] + cost.amount(self.demand.least_output, LEAST_GPU_MS) > limit.limit
+            ):
                 found.append(_named(limit, self.counters[number]))
         return found
 
@@ -219,7 +240,7 @@ async def reserve(caller: Caller, demand: Demand) -> Reservation:
             if lent is None:
                 raise CountersUnavailable from exc
             return lent
-        status, _, redis_ms, cap, capped, refused, figures = reply
+        status, _, redis_ms, cap, capped, refused, figures, gpu_ms = reply
         if status == b"held":
             reservation = Reservation(
                 request_id=demand.request_id,
@@ -227,6 +248,7 @@ async def reserve(caller: Caller, demand: Demand) -> Reservation:
                 demand=demand,
                 output_cap=cap,
                 capped_by=applying[capped - 1].name if capped else None,
+                gpu_cap_ms=gpu_ms or None,
                 admitted_at_ms=redis_ms,
                 limits=applying,
                 counters=counters,
@@ -262,7 +284,7 @@ async def look(caller: Caller) -> list[Standing]:
             reply = await run(RESERVE, _keys(request_id, counting), request_id, b"", *terms)
         except RedisError as exc:
             raise CountersUnavailable from exc
-        status, _, redis_ms, _, _, seen, figures = reply
+        status, _, redis_ms, _, _, seen, figures, _ = reply
         clock.learn(redis_ms)
         if status == b"seen":
             return _standing(counting.limits, counting.counters, figures, redis_ms)
@@ -306,7 +328,7 @@ async def _run_reserve(
         # The hold may have been written all the same.
         void = settlement(
             request_id=request_id, mode="void", call=call, counters=counting.counters, price=price,
-            input_bound=0, output_cap=0, admitted_ms=int(clock.now_ms()), usage=None,
+            input_bound=0, output_cap=0, gpu_cap_ms=None, admitted_ms=int(clock.now_ms()), usage=None,
             outcome="void", status=503, moments=Moments(),
         )  # fmt: skip
         if isinstance(exc, asyncio.CancelledError):
@@ -349,6 +371,7 @@ async def _on_credit(
         demand=demand,
         output_cap=loan.output_cap,
         capped_by=CREDIT if loan.output_cap < demand.output_tokens else None,
+        gpu_cap_ms=None,
         admitted_at_ms=int(clock.now_ms()),
         limits=counting.limits,
         counters=counting.counters,
@@ -373,6 +396,7 @@ def _terms(
     least: int = 0,
 ) -> tuple[str, str, bytes]:
     """What ``reserve.lua`` has to know of a caller and its counters; without a lease, it only looks."""
+    gpu_ms = lease_ms if _bounds_gpu_time(counting, charges) else 0
     numbers: list[float] = [
         caller.tenant_generation,
         caller.platform_generation,
@@ -381,12 +405,22 @@ def _terms(
         lease_ms,
         output,
         least,
+        gpu_ms,
+        min(gpu_ms, LEAST_GPU_MS),
     ]
     for (what, when), cost in zip(counting.terms, charges, strict=True):
         numbers += what
         numbers += cost
         numbers += when
     return expected.epoch, caller.tenant_id.hex, packed(numbers)
+
+
+def _bounds_gpu_time(counting: Counting, charges: tuple[Charge, ...]) -> bool:
+    """Whether a limit that refuses counts GPU time."""
+    return any(
+        cost.gpu_rate and limit.hard and limit.limit is not None
+        for limit, cost in zip(counting.limits, charges, strict=True)
+    )
 
 
 def _facts(
@@ -417,7 +451,7 @@ def _facts(
             "dialect": demand.dialect,
             "stream": demand.stream,
             "input_bound": demand.input_tokens,
-            "price": None if price is None else (price.id, price.input, price.cached, price.output),
+            "price": None if price is None else price.as_list(),
             "counters": counting.as_json,
             **({"on_credit": True} if on_credit else {}),
         }
@@ -464,7 +498,7 @@ def _limit_reached(
 def _fits(limits: tuple[Limit, ...], charges: tuple[Charge, ...], number: int, demand: Demand) -> bool:
     """Whether the call would fit a limit of which nothing is used."""
     limit = limits[number - 1].limit
-    return limit is not None and charges[number - 1].amount(demand.least_output) <= limit
+    return limit is not None and charges[number - 1].amount(demand.least_output, LEAST_GPU_MS) <= limit
 
 
 def _named(limit: Limit, counter: Counter, *, fits: bool = True) -> list[Any]:
@@ -541,6 +575,7 @@ async def _end(
         price=reservation.price,
         input_bound=reservation.demand.input_tokens,
         output_cap=reservation.output_cap,
+        gpu_cap_ms=reservation.gpu_cap_ms,
         admitted_ms=reservation.admitted_at_ms,
         usage=usage,
         outcome=outcome,

@@ -135,11 +135,13 @@ def set_price(
     input_price: int = 0,
     cached_price: int | None = None,
     output_price: int = 0,
+    gpu_price: int = 0,
     starts_at: datetime | None = None,
     free: bool = False,
 ) -> Price:
-    """Set what a million tokens of ``model`` cost from ``starts_at`` (now) on, in micro-USD; returns it.
+    """Set what ``model`` costs from ``starts_at`` (now) on, in micro-USD; returns it.
 
+    Prices are for a million tokens, ``gpu_price`` for a second of GPU time.
     Without ``cached_price``, cached input costs what other input does. A price
     that started at the same moment is replaced. Raises ``ValidationError`` for
     values a price cannot have.
@@ -148,6 +150,7 @@ def set_price(
         "input_price": input_price,
         "cached_price": input_price if cached_price is None else cached_price,
         "output_price": output_price,
+        "gpu_price": gpu_price,
         "free": free,
     }
     starts_at = starts_at or now()

@@ -105,6 +105,7 @@ def settlement(
     price: PinnedPrice | None,
     input_bound: int,
     output_cap: int,
+    gpu_cap_ms: int | None,
     admitted_ms: int,
     usage: Usage | None,
     outcome: str,
@@ -116,7 +117,7 @@ def settlement(
 
     ``refused_by``: name and counter of each shadow limit that would have refused the call.
     """
-    spent = NOTHING if usage is None else within(usage, input_bound, output_cap)
+    spent = NOTHING if usage is None else within(usage, input_bound, output_cap, gpu_cap_ms)
     worked = usage is not None
     counters = tuple(counters)
     amounts = tuple(used(counter.unit, spent, price, worked=worked) for counter in counters)

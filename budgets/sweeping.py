@@ -1,10 +1,11 @@
 """Settling calls whose process died.
 
 What is booked for such an orphan: the bound of its input and the output its
-process last told of, marked as not exact. If the process never told anything,
-the upstream may have been called all the same, so the input is booked; if its
-last word was that the upstream had not been called, nothing is. Should the
-process turn up after all, an adjustment makes up for the difference.
+process last told of, marked as not exact, and the time that had gone by then. If
+the process never told anything, the upstream may have been called all the same,
+so the input is booked; if its last word was that the upstream had not been
+called, nothing is. Should the process turn up after all, an adjustment makes up
+for the difference.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 from uuid import UUID
 
 import orjson
+from django.conf import settings
 
 from budgets.charges import Usage
 from budgets.counters import HOLDS, Counter, hold_key, redis_in_bytes
@@ -60,17 +62,20 @@ def _sweep(request_id: str) -> bool:
         return False
     if hold[b"state"] != b"held":
         return False
-    booked = _orphan(request_id, hold).book_now()
+    deadline_ms = int(redis.zscore(HOLDS, request_id) or 0)
+    booked = _orphan(request_id, hold, deadline_ms).book_now()
     if booked == "usage":
         logger.warning("the process of %s is gone; booked what it last told of", request_id)
     return booked == "usage"
 
 
-def _orphan(request_id: str, hold: dict[bytes, bytes]) -> Settlement:
+def _orphan(request_id: str, hold: dict[bytes, bytes], deadline_ms: int) -> Settlement:
     call = orjson.loads(hold[b"call"])
     phase = hold[b"phase"].decode()
     output = int(hold[b"output"])
-    usage = Usage(call["input_bound"], 0, output, 0, None, None, None, exact=False)
+    # The hold was last prolonged one lease before it ran out.
+    told_ms = max(0, deadline_ms - settings.LEASE_SECONDS * 1000 - int(hold[b"admitted"]))
+    usage = Usage(call["input_bound"], 0, output, 0, None, None, None, exact=False, wall_ms=told_ms)
     return settlement(
         request_id=request_id,
         mode="sweep",
@@ -79,6 +84,7 @@ def _orphan(request_id: str, hold: dict[bytes, bytes]) -> Settlement:
         price=None if call["price"] is None else PinnedPrice(*call["price"]),
         input_bound=call["input_bound"],
         output_cap=int(hold[b"cap"]),
+        gpu_cap_ms=int(hold[b"gpu"]) or None,
         admitted_ms=int(hold[b"admitted"]),
         usage=None if phase == "reserved" else usage,
         outcome=OUTCOME,

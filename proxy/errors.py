@@ -39,6 +39,7 @@ from proxy.exceptions import (
     CallStopped,
     CloudModelRefused,
     Draining,
+    GpuTimeOver,
     ModelRefused,
     NoModels,
     OptionRefused,
@@ -132,6 +133,12 @@ ANSWERS: dict[type[Refusal], Answer] = {
     UnsupportedMedia: _bad(415, "unsupported_encoding", "Send the request body without Content-Encoding."),
     BudgetExhausted: Answer(
         429, "insufficient_quota", "insufficient_quota", "A budget has not enough left for this request."
+    ),
+    GpuTimeOver: Answer(
+        429,
+        "insufficient_quota",
+        "gpu_time_over",
+        "A budget has no more GPU time for this request, so it was cut.",
     ),
     RateLimited: _later(429, "rate_limit_exceeded", "A rate limit is reached.", 1),
     ConcurrencyLimited: _later(
@@ -353,6 +360,7 @@ _UNITS = {
     "tokens": "tokens",
     "output_tokens": "output tokens",
     "micro_usd": "millionths of a dollar",
+    "gpu_ms": "milliseconds of GPU time",
 }
 
 # Per dialect: a unit, and the headers that tell its limit, what remains of it and when it comes back.

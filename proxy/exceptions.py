@@ -86,5 +86,9 @@ class CallStopped(Refusal):
     """A running call was ended from outside. The reason is for the books only."""
 
 
+class GpuTimeOver(CallStopped):
+    """A budget has no more GPU time, or money for it, for the running call."""
+
+
 class Draining(Refusal):
     """This process is about to stop and takes no new calls."""

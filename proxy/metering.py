@@ -217,8 +217,20 @@ def counters_in(answer: dict[str, Any]) -> Counters | None:
             counted = dataclasses.replace(counted, output_tokens=0)
         return counted if counted.input_tokens or counted.output_tokens else None
     if "embeddings" in answer:
-        return Counters(answer.get("prompt_eval_count", 0 if not answer["embeddings"] else None), 0)
+        return _embedding_counters(answer)
     return native_counters(answer)
+
+
+def _embedding_counters(answer: dict[str, Any]) -> Counters:
+    """Those of vectors. Of its work upstream only tells the whole time and that of loading the model."""
+    total_ns, load_ns = answer.get("total_duration"), answer.get("load_duration", 0)
+    timed = _is_count(total_ns) and _is_count(load_ns) and total_ns >= load_ns
+    return Counters(
+        input_tokens=answer.get("prompt_eval_count", 0 if not answer["embeddings"] else None),
+        output_tokens=0,
+        load_ns=load_ns or None,
+        prompt_ns=total_ns - load_ns if timed else None,
+    )
 
 
 def native_counters(answer: dict[str, Any]) -> Counters | None:
@@ -228,7 +240,7 @@ def native_counters(answer: dict[str, Any]) -> Counters | None:
     loading a model is known to use no tokens.
     """
     if answer.get("done_reason") in ("load", "unload"):
-        return Counters(0, 0)
+        return Counters(0, 0, output_ns=0)
     if "prompt_eval_count" not in answer and "eval_count" not in answer:
         return None
     return Counters(
@@ -260,9 +272,10 @@ def openai_counters(usage: dict[str, Any]) -> Counters:
     )
 
 
-def usage_of(call: Call, counters: Counters | None, output_estimate: int) -> Usage:
+def usage_of(call: Call, counters: Counters | None, output_estimate: int, wall_ms: int) -> Usage:
     """What a call has used: upstream's counts, and an estimate for what it did not count.
 
+    ``wall_ms`` is how long upstream had the call.
     A negative number, or something that is no number, is no count. That nothing
     is charged beyond the hold is seen to where the call is settled.
     """
@@ -283,6 +296,7 @@ def usage_of(call: Call, counters: Counters | None, output_estimate: int) -> Usa
         prompt_ns=counted.prompt_ns if _is_count(counted.prompt_ns) else None,
         output_ns=counted.output_ns if _is_count(counted.output_ns) else None,
         exact=_is_count(input_tokens) and _is_count(output_tokens),
+        wall_ms=wall_ms,
     )
 
 

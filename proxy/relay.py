@@ -15,7 +15,7 @@ import orjson
 from proxy import upstream
 from proxy.calls import BYTES_PER_TOKEN
 from proxy.errors import last_frame
-from proxy.exceptions import CallStopped, OutputCapPassed, UpstreamFailed
+from proxy.exceptions import CallStopped, GpuTimeOver, OutputCapPassed, UpstreamFailed
 from proxy.framing import Frames
 from proxy.metering import Meter, counters_in, frame_end, text_in
 from proxy.running import RunningCall, keep
@@ -157,7 +157,7 @@ async def whole_answer(running: RunningCall, response: httpx.Response) -> bytes:
 
 def outcome_of(refusal: Refusal) -> str:
     """The word under which the books keep why a call did not run to its end."""
-    if isinstance(refusal, OutputCapPassed):
+    if isinstance(refusal, (OutputCapPassed, GpuTimeOver)):
         return "cut"
     return "stopped" if isinstance(refusal, CallStopped) else "upstream_failed"
 

@@ -1,9 +1,10 @@
 """The calls that are running in this process, and what may end one from outside.
 
 A call ends from outside when the counters say stop (its key was revoked, an
-operator stopped it), when upstream is silent for too long, and when it has
-taken all the time there is. It is ended by closing its upstream: whoever reads
-from there then finds the reason in ``stopped_by``.
+operator stopped it), when the GPU time of a budget is over, when upstream is
+silent for too long, and when it has taken all the time there is. It is ended by
+closing its upstream: whoever reads from there then finds the reason in
+``stopped_by``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from budgets.settlements import Moments
 from proxy.admission import Admission
 from proxy.calls import Call
 from proxy.catalog import catalog
-from proxy.exceptions import CallStopped, UpstreamTimeout
+from proxy.exceptions import CallStopped, GpuTimeOver, UpstreamTimeout
 from proxy.metering import Counters, Meter, usage_of
 from tenants.exceptions import Refusal
 from tenants.quick_settings import settings
@@ -86,6 +87,10 @@ class RunningCall:
         """Stop the call if there is a reason to; ``now`` is monotonic, in seconds."""
         if self.reservation.stopped.is_set():
             self.stop(CallStopped(self.reservation.stop_reason))
+        granted_ms = self.reservation.gpu_cap_ms
+        # Before the time is over: when it is looked at next, it would be too late.
+        if granted_ms is not None and self.reservation.elapsed_ms() + WATCH_SECONDS * 1000 > granted_ms:
+            self.stop(GpuTimeOver())
         silent = now - self._last if self._first_byte is not None else 0.0
         if (
             silent > settings.UPSTREAM_SILENCE_SECONDS
@@ -99,7 +104,7 @@ class RunningCall:
         A cancellation comes out of here and does not keep the call from being settled.
         """
         if self._leave():
-            usage = usage_of(self.call, counters, output_estimate)
+            usage = usage_of(self.call, counters, output_estimate, self.reservation.elapsed_ms())
             await settle(self.reservation, usage, outcome, self._moments(), status)
 
     async def give_back(self, outcome: str, status: int) -> None:

@@ -8,58 +8,62 @@ from math import ceil
 from uuid import uuid4
 
 import pytest
+from django.conf import settings as django_settings
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from budgets.charges import LARGEST_TOKENS, Usage, charge, used, within
 from budgets.exceptions import BudgetExhausted
-from budgets.models import LARGEST_PRICE
+from budgets.models import LARGEST_GPU_PRICE, LARGEST_PRICE, Unit
 from budgets.pricing import PinnedPrice
-from budgets.reservations import reserve
+from budgets.reservations import LEAST_GPU_MS, reserve
 from tests.counting import MODEL, a_budget, a_demand, ada, empty_redis, figures
 
 TOKENS = st.integers(0, LARGEST_TOKENS)
 MONEY = st.integers(0, LARGEST_PRICE)
-UNITS = ["requests", "tokens", "output_tokens", "micro_usd"]
+GPU_PRICE = st.integers(0, LARGEST_GPU_PRICE)
+GPU_MS = st.integers(0, 3_600_000)
 
 
-def price(input_price: int, output_price: int, cached_price: int = 0) -> PinnedPrice:
-    return PinnedPrice(uuid4().hex, input_price, cached_price, output_price)
+def price(input_price: int, output_price: int, cached_price: int = 0, gpu_price: int = 0) -> PinnedPrice:
+    return PinnedPrice(uuid4().hex, input_price, cached_price, output_price, gpu_price)
 
 
-@given(TOKENS, TOKENS, MONEY, MONEY)
+@given(TOKENS, TOKENS, GPU_MS, MONEY, MONEY, GPU_PRICE)
 def test_the_most_a_call_costs_is_its_exact_cost_rounded_up_once(
-    input_tokens: int, output_tokens: int, input_price: int, output_price: int
+    input_tokens: int, output_tokens: int, gpu_ms: int, input_price: int, output_price: int, gpu_price: int
 ) -> None:
     exact = Fraction(input_tokens * input_price + output_tokens * output_price, 10**6)
+    exact += Fraction(gpu_ms * gpu_price, 1000)
 
-    most = charge("micro_usd", input_tokens, price(input_price, output_price)).amount(output_tokens)
+    pinned = price(input_price, output_price, gpu_price=gpu_price)
+    most = charge("micro_usd", input_tokens, pinned).amount(output_tokens, gpu_ms)
 
     assert most == ceil(exact)
 
 
-@given(TOKENS, TOKENS, TOKENS, MONEY, MONEY, MONEY)
+@given(TOKENS, TOKENS, TOKENS, GPU_MS, st.tuples(MONEY, MONEY, MONEY, GPU_PRICE))
 def test_cost_is_exact_and_rounded_up_once(
-    input_tokens: int, cached: int, output_tokens: int, input_price: int, cached_price: int, output_price: int
+    input_tokens: int, cached: int, output_tokens: int, gpu_ms: int, prices: tuple[int, int, int, int]
 ) -> None:
     assume(cached <= input_tokens)
+    input_price, output_price, cached_price, gpu_price = prices
     parts = [(input_tokens - cached, input_price), (cached, cached_price), (output_tokens, output_price)]
-    exact = sum(Fraction(tokens * cost, 10**6) for tokens, cost in parts)
+    exact = sum(Fraction(tokens * cost, 10**6) for tokens, cost in parts) + Fraction(gpu_ms * gpu_price, 1000)
 
-    assert price(input_price, output_price, cached_price).cost(input_tokens, cached, output_tokens) == ceil(
-        exact
-    )
+    pinned = price(input_price, output_price, cached_price, gpu_price)
+
+    assert pinned.cost(input_tokens, cached, output_tokens, gpu_ms) == ceil(exact)
 
 
 def test_a_token_that_costs_next_to_nothing_costs_a_micro_dollar() -> None:
-    assert price(50_000, 0).cost(1, 0, 0) == 1
+    assert price(50_000, 0).cost(1, 0, 0, 0) == 1
 
 
 @given(
-    st.sampled_from(UNITS),
-    TOKENS,
-    TOKENS,
-    st.tuples(MONEY, MONEY, MONEY),
+    st.sampled_from(Unit.values),
+    st.tuples(TOKENS, TOKENS, GPU_MS),
+    st.tuples(MONEY, MONEY, MONEY, GPU_PRICE),
     st.builds(
         Usage,
         input_tokens=st.integers(-(2**60), 2**60),
@@ -70,23 +74,26 @@ def test_a_token_that_costs_next_to_nothing_costs_a_micro_dollar() -> None:
         prompt_ns=st.none() | st.integers(-(2**63), 2**63),
         output_ns=st.none() | st.integers(-(2**63), 2**63),
         exact=st.booleans(),
+        wall_ms=st.integers(0, 2**60),
     ),
 )
 def test_whatever_an_upstream_reports_costs_no_more_than_was_held(
-    unit: str, input_bound: int, output_cap: int, prices: tuple[int, int, int], reported: Usage
+    unit: str, bounds: tuple[int, int, int], prices: tuple[int, int, int, int], reported: Usage
 ) -> None:
-    input_price, output_price, cached = prices
-    pinned = price(input_price, output_price, min(cached, input_price))
+    input_bound, output_cap, gpu_cap_ms = bounds
+    input_price, output_price, cached, gpu_price = prices
+    pinned = price(input_price, output_price, min(cached, input_price), gpu_price)
 
-    spent = within(reported, input_bound, output_cap)
+    spent = within(reported, input_bound, output_cap, gpu_cap_ms)
 
-    assert 0 <= used(unit, spent, pinned, worked=True) <= charge(unit, input_bound, pinned).amount(output_cap)
+    most = charge(unit, input_bound, pinned).amount(output_cap, gpu_cap_ms)
+    assert 0 <= used(unit, spent, pinned, worked=True) <= most
     assert spent.exact == (reported.exact and spent == reported)
     assert spent.cached_tokens <= spent.input_tokens
     assert spent.thinking_tokens <= spent.output_tokens
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", Unit.values)
 def test_a_call_nobody_worked_on_costs_nothing(unit: str) -> None:
     usage = Usage(5, 0, 5, 0, None, None, None, exact=True)
 
@@ -98,25 +105,30 @@ def test_a_call_nobody_worked_on_costs_nothing(unit: str) -> None:
     limit=st.integers(0, 2**53 - 1) | st.integers(0, 5000),
     input_tokens=TOKENS | st.integers(0, 50),
     wish=st.integers(1, LARGEST_TOKENS) | st.integers(1, 50),
-    input_price=MONEY,
-    output_price=MONEY,
+    prices=st.tuples(MONEY, MONEY, st.just(0) | GPU_PRICE),
 )
 def test_redis_finds_the_largest_output_that_fits(
-    limit: int, input_tokens: int, wish: int, input_price: int, output_price: int
+    limit: int, input_tokens: int, wish: int, prices: tuple[int, int, int]
 ) -> None:
     empty_redis()
     money = a_budget(limit, "micro_usd")
-    pinned = price(input_price, output_price)
+    input_price, output_price, gpu_price = prices
+    pinned = price(input_price, output_price, gpu_price=gpu_price)
     cost = charge("micro_usd", input_tokens, pinned)
     caller = ada(money, prices={MODEL: pinned})
 
     try:
         reservation = asyncio.run(reserve(caller, a_demand(input_tokens, wish)))
     except BudgetExhausted:
-        assert cost.amount(1) > limit
+        assert cost.amount(1, LEAST_GPU_MS if gpu_price else 0) > limit
         return
 
-    cap = reservation.output_cap
-    assert figures(money) == (0, cost.amount(cap))
-    assert cost.amount(cap) <= limit
-    assert cap == wish or cost.amount(cap + 1) > limit
+    cap, gpu_ms = reservation.output_cap, reservation.gpu_cap_ms or 0
+    assert figures(money) == (0, cost.amount(cap, gpu_ms))
+    assert cost.amount(cap, gpu_ms) <= limit
+    # Of the time, too, as much as fits; it gives way when no output is left to give.
+    lease_ms = 1000 * django_settings.LEASE_SECONDS
+    assert cap == wish or cost.amount(cap + 1, lease_ms if gpu_price else 0) > limit
+    assert gpu_ms == (lease_ms if gpu_price else 0) or (
+        (cap == 1 or not output_price) and cost.amount(cap, gpu_ms + 1) > limit
+    )

@@ -353,7 +353,14 @@ def test_operators_set_limits_and_prices_in_the_admin(acme: Tenant, key: ApiKey)
     added = {
         "budget": whose | {"unit": "tokens", "period": "day", "limit": "5"},
         "ratelimit": whose | {"measure": "tokens_per_minute", "limit": ""},
-        "price": {"model": MODEL, "input_price": "5", "cached_price": "5", "output_price": "0"} | starts,
+        "price": {
+            "model": MODEL,
+            "input_price": "5",
+            "cached_price": "5",
+            "output_price": "0",
+            "gpu_price": "7",
+        }
+        | starts,
     }
 
     for page, values in added.items():

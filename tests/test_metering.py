@@ -231,7 +231,7 @@ def call(route: Route = CHAT, *, input_bytes: int = 400) -> Call:
     ],
 )
 def test_only_what_upstream_did_not_count_is_estimated(counters, estimate, expected):
-    usage = usage_of(call(), counters, estimate)
+    usage = usage_of(call(), counters, estimate, 40)
 
     assert (usage.input_tokens, usage.output_tokens, usage.exact) == expected
 
@@ -240,9 +240,14 @@ def test_only_what_upstream_did_not_count_is_estimated(counters, estimate, expec
     ("answer", "expected"),
     [
         pytest.param({"done": True, "prompt_eval_count": 14, "eval_count": 2}, Counters(14, 2), id="native"),
-        pytest.param({"done": True, "done_reason": "load"}, Counters(0, 0), id="load"),
+        pytest.param({"done": True, "done_reason": "load"}, Counters(0, 0, output_ns=0), id="load"),
         pytest.param({"done": False, "response": "x x x"}, None, id="cut by the guard against repetition"),
         pytest.param({"embeddings": [[1]], "prompt_eval_count": 9}, Counters(9, 0), id="embed"),
+        pytest.param(
+            {"embeddings": [[1]], "prompt_eval_count": 9, "total_duration": 70, "load_duration": 20},
+            Counters(9, 0, load_ns=20, prompt_ns=50),
+            id="embed, with times",
+        ),
         pytest.param({"embeddings": []}, Counters(0, 0), id="nothing to embed"),
         pytest.param({"usage": {"prompt_tokens": 9, "total_tokens": 9}}, Counters(9, 0), id="v1 embeddings"),
         pytest.param(

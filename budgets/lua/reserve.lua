@@ -16,14 +16,17 @@
 --             generations of the tenant and the platform in the caller's snapshot; ms since 1970
 --             at which the key expires; records that may wait for the ledger; ms the hold lasts
 --             without a heartbeat, -1 to only look; output tokens wished for, and those with
---             which the call is still of use; then ten for each counter:
+--             which the call is still of use; ms of GPU time wished for, and those; then eleven
+--             for each counter:
 --             kind (0 budget, 1 rate, 2 leases); limit; whether it may refuse (1 or 0); whole,
---             rest, rate, per of the charge whole + ceil((rest + output * rate) / per); from when
---             to when, ms, a budget has this counter and this limit; s since 1970 at which
---             the counter may go
+--             rest, rate, per and GPU rate of the charge
+--             whole + ceil((rest + output * rate + gpu * GPU rate) / per); from when to when,
+--             ms, a budget has this counter and this limit; s since 1970 at which the counter
+--             may go
 --
 -- Returns {status, request id, now in ms, output cap, the counter that capped it or 0,
---          {the counters that refused it}, {used, held, wait in ms for each counter}}.
+--          {the counters that refused it}, {used, held, wait in ms for each counter},
+--          ms of GPU time granted}.
 -- The status is held; or, with nothing written: seen (only looked), refused, epoch,
 -- stale, expired, moved (a period or limit is not the present one), backlog, clock, settled. With epoch,
 -- the one there is takes the place of those that refused, empty for none. Of a rate
@@ -40,7 +43,7 @@
 -- The whole second in which the oldest call came still counts, so no 60 s ever hold more than the limit.
 local WINDOW = 61
 local BUDGET, RATE = 0, 1
-local BEFORE, EACH = 7, 10
+local BEFORE, EACH = 9, 11
 
 local time = redis.call('TIME')
 local second = tonumber(time[1])
@@ -58,9 +61,9 @@ end
 -- the seconds in the window and those that have left it.
 local new, oldest, present, seconds, old = {}, {}, {}, {}, {}
 
--- What output tokens cost the counter whose terms stand behind ``at``.
-local function amount(at, output)
-  local dividend, per = terms[at + 5] + output * terms[at + 6], terms[at + 7]
+-- What output tokens and GPU time cost the counter whose terms stand behind ``at``.
+local function amount(at, output, gpu)
+  local dividend, per = terms[at + 5] + output * terms[at + 6] + gpu * terms[at + 8], terms[at + 7]
   if per == 1 then
     return terms[at + 4] + dividend
   end
@@ -130,14 +133,14 @@ local function wait_for(i, charge, limit)
   return -1
 end
 
-local function answer(status, cap, capped, refused)
-  return {status, ARGV[1], now, cap or 0, capped or 0, refused or {}, figures}
+local function answer(status, cap, capped, refused, gpu)
+  return {status, ARGV[1], now, cap or 0, capped or 0, refused or {}, figures, gpu or 0}
 end
 
-local hold = redis.call('HMGET', KEYS[1], 'state', 'cap', 'capped')
+local hold = redis.call('HMGET', KEYS[1], 'state', 'cap', 'capped', 'gpu')
 if hold[1] == 'held' then
   read_all()
-  return answer('held', tonumber(hold[2]), tonumber(hold[3]))
+  return answer('held', tonumber(hold[2]), tonumber(hold[3]), {}, tonumber(hold[4]))
 elseif hold[1] then
   return answer('settled')
 end
@@ -160,7 +163,7 @@ if terms[3] >= 0 and now >= terms[3] then
 end
 for i = 1, last do
   local at = BEFORE + EACH * (i - 1)
-  if terms[at + 1] == BUDGET and (now < terms[at + 8] or (terms[at + 9] >= 0 and now >= terms[at + 9])) then
+  if terms[at + 1] == BUDGET and (now < terms[at + 9] or (terms[at + 10] >= 0 and now >= terms[at + 10])) then
     return answer('moved')
   end
 end
@@ -174,6 +177,7 @@ if handed - taken >= terms[4] then
 end
 
 local output, least, capped = terms[6], terms[7], 0
+local gpu, least_gpu = terms[8], terms[9]
 local refused = {}
 for i = 1, last do
   read(i)
@@ -181,15 +185,27 @@ for i = 1, last do
   local limit = terms[at + 2]
   if limit >= 0 and terms[at + 3] == 1 then
     local room = limit - figures[3 * i - 2] - figures[3 * i - 1]
-    if amount(at, least) > room then
+    if amount(at, least, least_gpu) > room then
       table.insert(refused, i)
       if terms[at + 1] == RATE then
-        figures[3 * i] = wait_for(i, amount(at, least), limit)
+        figures[3 * i] = wait_for(i, amount(at, least, least_gpu), limit)
       end
-    elseif amount(at, output) > room then
+    elseif amount(at, output, gpu) > room then
+      local rate, gpu_rate = terms[at + 6], terms[at + 8]
       local dividend = (room - terms[at + 4]) * terms[at + 7] - terms[at + 5]
-      output = (dividend - math.fmod(dividend, terms[at + 6])) / terms[at + 6]
-      capped = i
+      if rate > 0 then
+        -- The output gives way first: of the time there may be more later, of the output there is not.
+        capped = i
+        output = least
+        local left = dividend - gpu * gpu_rate
+        if left >= least * rate then
+          output = (left - math.fmod(left, rate)) / rate
+        end
+      end
+      if amount(at, output, gpu) > room then
+        local left = dividend - output * rate
+        gpu = (left - math.fmod(left, gpu_rate)) / gpu_rate
+      end
     end
   end
 end
@@ -201,13 +217,13 @@ local deadline = now + lease
 local amounts = {}
 for i = 1, last do
   local at, key = BEFORE + EACH * (i - 1), KEYS[7 + i]
-  local kind, charge = terms[at + 1], amount(at, output)
+  local kind, charge = terms[at + 1], amount(at, output, gpu)
   amounts[i] = string.format('%d', charge)
   if kind == BUDGET then
     figures[3 * i - 1] = redis.call('HINCRBY', key, 'held', amounts[i])
-    if new[i] and terms[at + 10] >= 0 then
+    if new[i] and terms[at + 11] >= 0 then
       -- Once: a counter in use must end with its period all the same.
-      redis.call('EXPIREAT', key, terms[at + 10])
+      redis.call('EXPIREAT', key, terms[at + 11])
     end
   elseif kind == RATE then
     if old[i] and #old[i] > 0 then
@@ -230,7 +246,7 @@ for i = 1, last do
   end
 end
 redis.call('HSET', KEYS[1], 'state', 'held', 'call', ARGV[2], 'cap', output, 'capped', capped,
-  'amounts', table.concat(amounts, ' '), 'admitted', now, 'output', 0, 'phase', '')
+  'amounts', table.concat(amounts, ' '), 'gpu', gpu, 'admitted', now, 'output', 0, 'phase', '')
 redis.call('ZADD', KEYS[2], deadline, ARGV[1])
 redis.call('SET', KEYS[7], now)
-return answer('held', output, capped)
+return answer('held', output, capped, {}, gpu)

@@ -8,6 +8,7 @@
 -- ARGV[3]     the terms, JSON:
 --             lease_ms      how long the hold lasts without a heartbeat
 --             cap           output cap
+--             gpu_ms        GPU time granted, 0 if none was asked for
 --             admitted_ms   since 1970, when the call was admitted
 --             output        tokens delivered so far
 --             phase         reserved, or started once the upstream was called
@@ -54,7 +55,7 @@ for i, fields in ipairs(terms.counters) do
   end
 end
 redis.call('HSET', KEYS[1], 'state', 'held', 'call', ARGV[2], 'cap', terms.cap, 'capped', 0,
-  'amounts', table.concat(amounts, ' '), 'admitted', terms.admitted_ms, 'output', terms.output,
+  'amounts', table.concat(amounts, ' '), 'gpu', terms.gpu_ms, 'admitted', terms.admitted_ms, 'output', terms.output,
   'phase', terms.phase)
 redis.call('ZADD', KEYS[2], deadline, ARGV[1])
 return 1
