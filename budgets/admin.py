@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
+from django import forms
 from django.contrib import admin, messages
+from django.core.exceptions import ValidationError
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.timezone import now
@@ -20,14 +23,49 @@ from budgets.models import (
     RateLimit,
     UsageRollup,
 )
+from budgets.periods import kind_and_seconds
+from budgets.schedules import schedules_of
 
 WHOSE = ("scope", "tenant", "team", "member", "key", "model", "upstream")
-BUDGET_FIELDS = (*WHOSE, "unit", "period", "seconds", "limit", "shadow", "thresholds")
+BUDGET_FIELDS = (*WHOSE, "unit", "length", "limit", "shadow", "thresholds")
 RATE_LIMIT_FIELDS = (*WHOSE, "measure", "limit", "shadow")
 RAISE_FIELDS = ("budget", "to", "by", "starts_at", "ends_at", "reason")
 PRICE_FIELDS = (
     "model", "tenant", "input_price", "cached_price", "output_price", "gpu_price", "starts_at", "free",
 )  # fmt: skip
+
+
+class BudgetForm(forms.ModelForm):
+    """A budget whose period is written as people write it."""
+
+    length = forms.CharField(
+        label="Period", help_text="hour, day, week, month, year, lifetime, or a length such as 90m, 36h, 30d."
+    )
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if not self.instance._state.adding:  # noqa: SLF001, Django's way to ask
+            self.initial["length"] = self.instance.length
+
+    def clean_length(self) -> str:
+        text: str = self.cleaned_data["length"]
+        try:
+            kind, seconds = kind_and_seconds(text)
+        except ValueError as exc:
+            raise ValidationError(str(exc)) from exc
+        if self.initial.get("length") == "lifetime" != text:
+            raise ValidationError("A lifetime does not end, so no other period can follow it.")
+        self.instance.period, self.instance.seconds = kind, seconds
+        return text
+
+    def _post_clean(self) -> None:
+        super()._post_clean()  # type: ignore[misc]
+        if not self.errors:
+            try:
+                # Of all columns: Django asks only for those whose fields are in the form.
+                self.instance.validate_constraints()
+            except ValidationError as exc:
+                self.add_error(None, ValidationError(exc.messages))
 
 
 class ScopedAdmin(admin.ModelAdmin):
@@ -56,11 +94,12 @@ class ScopedAdmin(admin.ModelAdmin):
 
 @admin.register(Budget)
 class BudgetAdmin(ScopedAdmin):
-    """How much may be used in a period."""
+    """How much may be used in a period. Another period is followed from the end of the present one on."""
 
+    form = BudgetForm
     fields = BUDGET_FIELDS
-    changeable = ("limit", "thresholds")
-    list_display = ["whose", "unit", "period", "limit", "limit_now", "shadow", "thresholds"]
+    changeable = ("limit", "length", "thresholds")
+    list_display = ["whose", "unit", "length", "limit", "limit_now", "shadow", "thresholds"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Budget]:
         return super().get_queryset(request).prefetch_related("raises")
@@ -70,8 +109,18 @@ class BudgetAdmin(ScopedAdmin):
         return limits.limit_now(obj)
 
     def save_model(self, request: HttpRequest, obj: Budget, form: Any, change: bool) -> None:
-        values = {name: getattr(obj, name) for name in BUDGET_FIELDS}
-        obj.pk = services.set_budget(actor=str(request.user), **values).pk
+        actor = str(request.user)
+        if change and "length" in form.changed_data:
+            services.change_period(budget=obj, period=form.cleaned_data["length"], actor=actor)
+            follows = schedules_of([obj])[obj.pk].next_change(now().timestamp())
+            if follows is not None:
+                starts_at = datetime.fromtimestamp(follows[0], follows[1].zone)
+                self.message_user(
+                    request,
+                    f"The present period stays as it is; the new ones begin at {starts_at.isoformat()}.",
+                )
+        values = {name: getattr(obj, name) for name in BUDGET_FIELDS if name != "length"}
+        obj.pk = services.set_budget(actor=actor, period=obj.length, **values).pk
 
     def delete_model(self, request: HttpRequest, obj: Budget) -> None:
         services.remove_budget(budget=obj, actor=str(request.user))

@@ -13,7 +13,7 @@ import logging
 import time
 from collections import Counter as Tally
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
@@ -28,6 +28,8 @@ from redis.exceptions import ResponseError
 from audit.models import RequestEvent
 from budgets.counters import ACKNOWLEDGE, DRAINED, REFUSALS, SETTLED, USAGE, Counter, redis_in_bytes, run_now
 from budgets.models import LedgerEntry, ParkedRecord
+from budgets.periods import Days
+from budgets.schedules import days_of
 
 logger = logging.getLogger(__name__)
 
@@ -193,6 +195,7 @@ def _take(entries: list[Entry]) -> Surplus:
             repeated.append((entry[0].decode(), record))
         else:
             records[record.name], entry_of[record.name] = record, entry
+    _set_days(records.values())
     known: list[Record] = []
     try:
         with transaction.atomic():
@@ -310,7 +313,16 @@ def _instant(milliseconds: int) -> datetime:
 
 
 def _day(ended_at: datetime, time_zone: str) -> date:
-    return ended_at.astimezone(ZoneInfo(time_zone)).date()
+    """The accounting day in a zone that the tenant always had; ``_set_days`` knows those it changed."""
+    return Days(((0, ZoneInfo(time_zone)),)).date_of(ended_at.timestamp())
+
+
+def _set_days(records: Collection[Record]) -> None:
+    """Give the entries of tenants that had another zone before their accounting days."""
+    days = days_of({record.row.tenant_id for record in records})
+    for record in records:
+        if record.row.tenant_id in days:
+            record.row.day = days[record.row.tenant_id].date_of(record.row.ended_at.timestamp())
 
 
 def _uuid(text: str | None) -> UUID | None:

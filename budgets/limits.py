@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from math import inf
 from typing import TYPE_CHECKING
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import orjson
 from django.db import transaction
@@ -19,8 +18,9 @@ from django.utils.timezone import now as utc_now
 from budgets import periods
 from budgets.counters import NONE, NUMBERS_OF_KINDS, Counter, Kind
 from budgets.exceptions import CountersUnavailable
-from budgets.models import LARGEST, Budget, Measure, OutageCredit, Price, RateLimit, ScopedRow
+from budgets.models import LARGEST, Budget, Measure, OutageCredit, Price, RateLimit
 from budgets.pricing import PinnedPrice
+from budgets.schedules import schedules_of
 from budgets.single_flight import SingleFlight
 from keys.verification import Caller
 from tenants import snapshots
@@ -72,9 +72,7 @@ class Limit:
     window: str
     model: str
     upstream: str
-    seconds: int | None = None
-    zone: ZoneInfo | None = None
-    week_start: int = 1
+    schedule: periods.Schedule | None = None
     raises: tuple[Raise, ...] = ()
     _counter: Counter | None = field(default=None, repr=False, compare=False)
     _period: periods.Period | None = field(default=None, repr=False, compare=False)
@@ -82,12 +80,10 @@ class Limit:
     def counter(self, now_ms: float) -> Counter:
         """The counter that a call beginning now is counted on."""
         if self._counter is None or (self._period is not None and not self._period.contains(now_ms / 1000)):
-            if self.zone is None:
+            if self.schedule is None:
                 self._counter = Counter(self.kind, self.id, self.unit, None, None)
             else:
-                self._period = periods.current(
-                    self.window, self.seconds, self.zone, self.week_start, now_ms / 1000
-                )
+                self._period = self.schedule.period(now_ms / 1000)
                 self._counter = Counter(self.kind, self.id, self.unit, self._period.start, self._period.end)
         return self._counter
 
@@ -269,8 +265,11 @@ def load(caller: Caller) -> Limits:
         applies |= Q(scope="member", member=caller.member_id)
     with transaction.atomic():
         rates = [_of_rate_limit(row) for row in RateLimit.objects.filter(applies).order_by("id")]
-        rows_of_budgets = Budget.objects.filter(applies).order_by("id").prefetch_related("raises")
-        budgets = [_of_budget(row, caller) for row in rows_of_budgets]
+        rows_of_budgets = list(
+            Budget.objects.filter(applies).order_by("id").select_related("tenant").prefetch_related("raises")
+        )
+        schedules = schedules_of(rows_of_budgets)
+        budgets = [_of_budget(row, schedules[row.pk]) for row in rows_of_budgets]
         prices: dict[str, list[tuple[int, PinnedPrice]]] = {}
         rows = Price.objects.filter(ours | Q(tenant=None), starts_at__lte=utc_now() + timedelta(days=366))
         for row in sorted(rows, key=lambda row: (row.tenant_id is not None, row.starts_at), reverse=True):
@@ -292,12 +291,11 @@ def _of_rate_limit(row: RateLimit) -> Limit:
     )  # fmt: skip
 
 
-def _of_budget(row: Budget, caller: Caller) -> Limit:
-    zone, week_start = _calendar(row, caller)
+def _of_budget(row: Budget, schedule: periods.Schedule) -> Limit:
     return Limit(
-        kind="budget", id=row.id.hex, name=f"{row.scope}-{row.unit}-{row.period}".replace("_", "-"),
+        kind="budget", id=row.id.hex, name=f"{row.scope}-{row.unit}-{row.length}".replace("_", "-"),
         scope=row.scope, unit=row.unit, limit=row.limit, hard=not row.shadow, window=row.period,
-        model=row.model, upstream=row.upstream, seconds=row.seconds, zone=zone, week_start=week_start,
+        model=row.model, upstream=row.upstream, schedule=schedule,
         raises=raises_of(row),
     )  # fmt: skip
 
@@ -330,10 +328,3 @@ def raises_of(row: Budget) -> tuple[Raise, ...]:
 
 def _ms(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
-
-
-def _calendar(row: ScopedRow, caller: Caller) -> tuple[ZoneInfo, int]:
-    """Time zone and week start of a row's periods: its tenant's, or UTC and Monday for everybody's."""
-    if row.tenant_id is None:
-        return ZoneInfo("UTC"), 1
-    return ZoneInfo(caller.time_zone), caller.week_start

@@ -3,6 +3,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
+from budgets.periods import LENGTHS, in_words
 from keys.models import ApiKey
 from tenants.ids import new_id
 from tenants.models import Member, Team, Tenant
@@ -162,7 +163,7 @@ class Budget(ScopedRow):
                 name="budgets_budget_limit_counts_exactly",
             ),
             models.CheckConstraint(
-                condition=Q(period="fixed", seconds__isnull=False, seconds__range=(60, 10 * 366 * 86400))
+                condition=Q(period="fixed", seconds__isnull=False, seconds__range=(LENGTHS[0], LENGTHS[-1]))
                 | (~Q(period="fixed") & Q(seconds=None)),
                 name="budgets_budget_seconds_only_when_fixed",
             ),
@@ -182,7 +183,35 @@ class Budget(ScopedRow):
         ]  # fmt: skip
 
     def __str__(self) -> str:
-        return f"{self.unit} per {self.period} of {self.whose}"
+        return f"{self.unit} per {self.length} of {self.whose}"
+
+    @property
+    def length(self) -> str:
+        """The period as people write it: ``day``, or ``90m`` for a fixed one."""
+        return in_words(self.period, self.seconds)
+
+
+class BudgetChange(models.Model):
+    """A limit or period of a budget that gave way to another; written by a trigger.
+
+    What follows from another period is told in ``budgets.schedules``. No
+    reference, so that plain SQL may delete a budget.
+    """
+
+    budget_id = models.UUIDField(db_index=True)
+    at = models.DateTimeField()
+    period_before = models.TextField()
+    seconds_before = models.BigIntegerField(null=True)
+    limit_before = models.BigIntegerField(null=True)
+    period = models.TextField()
+    seconds = models.BigIntegerField(null=True)
+    limit = models.BigIntegerField(null=True)
+
+    class Meta:
+        ordering = ["id"]
+
+    def __str__(self) -> str:
+        return f"{self.budget_id} at {self.at:%Y-%m-%d %H:%M}"
 
 
 class BudgetRaise(models.Model):

@@ -9,15 +9,49 @@ been reached. Where clocks skip midnight that is the moment they are moved;
 where midnight comes twice, the first one. A day may so have 23, 24 or 25 hours.
 Hours are those of the local clock face, and an hour that clocks repeat is two.
 Fixed periods are counted on from 1970-01-01 00:00 UTC.
+
+When a budget gets another calendar, the period that is running ends when it
+would have ended, and the next one is the first of the new calendar, cut off at
+its front. So no period is counted anew, however often calendars are changed.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 HOUR = 3600
+KINDS = ("hour", "day", "week", "month", "year", "lifetime")
+# Seconds that a fixed period may last.
+LENGTHS = range(60, 10 * 366 * 86_400 + 1)
+_LENGTH = re.compile(r"([1-9]\d{0,8})([smhd])", re.ASCII)
+_SECONDS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+
+
+def kind_and_seconds(text: str) -> tuple[str, int | None]:
+    """What people write for a period: ``day``, or a length such as ``90m``, ``36h``, ``30d``.
+
+    Returns the kind, and the seconds of a fixed period. Raises ``ValueError``
+    for anything else.
+    """
+    if text in KINDS:
+        return text, None
+    if length := _LENGTH.fullmatch(text):
+        seconds = int(length[1]) * _SECONDS[length[2]]
+        if seconds not in LENGTHS:
+            raise ValueError(f"{text} is no length of a period: it lasts from a minute to ten years.")
+        return "fixed", seconds
+    raise ValueError(f"{text!r} is no period: {', '.join(KINDS)}, or a length such as 90m, 36h, 30d.")
+
+
+def in_words(kind: str, seconds: int | None) -> str:
+    """A period as ``kind_and_seconds`` reads it."""
+    if kind != "fixed" or not seconds:
+        return kind
+    unit, size = next((unit, size) for unit, size in _SECONDS.items() if seconds % size == 0)
+    return f"{seconds // size}{unit}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +71,90 @@ class Period:
     @property
     def ends_at(self) -> datetime | None:
         return None if self.end is None else datetime.fromtimestamp(self.end, UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Calendar:
+    """What periods follow: ``kind`` and ``seconds`` as in ``current``, a zone and the first day of a week."""
+
+    kind: str
+    seconds: int | None
+    zone: ZoneInfo
+    week_start: int
+
+    def period(self, moment: float) -> Period:
+        return current(self.kind, self.seconds, self.zone, self.week_start, moment)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The calendars of one budget in their order, each with the second since 1970 from which it is followed.
+
+    The first has been followed ever since. ``counted`` is a period the ledger
+    has usage of: it stays as it is until it ends, also when a new edition of
+    the time zones says that it began at another moment.
+    """
+
+    calendars: tuple[tuple[int, Calendar], ...]
+    counted: Period | None = None
+
+    def period(self, moment: float) -> Period:
+        """The period that contains ``moment``."""
+        if self.counted is not None and self.counted.contains(moment):
+            return self.counted
+        period = self.calendar(moment).period(moment)
+        start, end = period.start, period.end
+        cuts = [since for since, _ in self.calendars[1:]]
+        if self.counted is not None:
+            cuts += [self.counted.start, *([] if self.counted.end is None else [self.counted.end])]
+        for cut in cuts:
+            if start < cut <= moment:
+                start = cut
+            elif moment < cut and (end is None or cut < end):
+                end = cut
+        return Period(start, end)
+
+    def calendar(self, moment: float) -> Calendar:
+        """The calendar that is followed at ``moment``."""
+        followed = [calendar for since, calendar in self.calendars[1:] if since <= moment]
+        return followed[-1] if followed else self.calendars[0][1]
+
+    def changed(self, at: float, calendar: Calendar) -> Schedule:
+        """The schedule after ``calendar`` was set at ``at``: it follows when the period running then ends.
+
+        A calendar that waited for the same moment is forgotten. A lifetime
+        does not end, so nothing follows it.
+        """
+        kept = (self.calendars[0], *(later for later in self.calendars[1:] if later[0] <= at))
+        end = Schedule(kept).period(at).end
+        if end is None or kept[-1][1] == calendar:
+            return Schedule(kept)
+        return Schedule((*kept, (end, calendar)))
+
+    def next_change(self, moment: float) -> tuple[int, Calendar] | None:
+        """The calendar that will be followed next, and from which second on; None if this one stays."""
+        return next((later for later in self.calendars[1:] if later[0] > moment), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Days:
+    """The accounting days of a tenant: its zones in their order, each with the second it is followed from.
+
+    A zone is left when a day ends. A date that is over does not come again:
+    where the new zone is behind, the first day in it is the longer for that.
+    """
+
+    zones: tuple[tuple[int, ZoneInfo], ...]
+
+    def date_of(self, moment: float) -> date:
+        """The date under which what ended at ``moment`` is reported."""
+        ends = [since for since, _ in self.zones[1:]] + [moment]
+        return max(
+            # The date that had begun when the zone was left, or now.
+            _local_date(zone, min(moment, end))
+            for number, ((since, zone), end) in enumerate(zip(self.zones, ends, strict=True))
+            if number == 0 or since <= moment
+        )
 
 
 def current(kind: str, seconds: int | None, zone: ZoneInfo, week_start: int, moment: float) -> Period:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from django.core.exceptions import ValidationError
@@ -10,7 +10,9 @@ from django.db import transaction
 from django.utils.timezone import now
 
 from audit.recording import record
+from budgets import periods
 from budgets.models import Budget, BudgetRaise, OutageCredit, Price, RateLimit, ScopedRow
+from budgets.schedules import schedules_of
 from keys.models import ApiKey
 from tenants import generations
 from tenants.models import Member, Team, Tenant
@@ -32,21 +34,50 @@ def set_budget(
     key: ApiKey | None = None,
     model: str = "",
     upstream: str = "",
-    seconds: int | None = None,
     shadow: bool = False,
     thresholds: list[int] | None = None,
 ) -> Budget:
     """Give a scope a budget, or its budget of this unit and period another limit; returns it.
 
-    ``limit`` None: no limit, only counted. ``thresholds`` are the percents at
+    ``period`` is ``day`` and so on, or a length such as ``90m``. ``limit`` None:
+    no limit, only counted. ``thresholds`` are the percents at
     which people are told; None: as they are, or the default. The tenant of a
     team, member or key need not be named. What was used stays used, under a
     new limit too. Raises ``ValidationError`` for values a budget cannot have.
     """
     whose = _whose(scope, tenant, team, member, key, model, upstream)
-    identity = whose | {"unit": unit, "period": period, "seconds": seconds, "shadow": shadow}
+    identity = whose | {"unit": unit, "shadow": shadow} | _period(period)
     others = {} if thresholds is None else {"thresholds": sorted(set(thresholds))}
     return _set(Budget, identity, limit, actor, **others)
+
+
+@transaction.atomic
+def change_period(*, budget: Budget, period: str, actor: str) -> Budget:
+    """Give a budget periods of another length, from the end of the present one on; returns it.
+
+    ``period`` is written as for ``set_budget``. Raises ``ValidationError`` for
+    periods it cannot have; any other than its own is one where it lasts for a lifetime.
+    """
+    budget = Budget.objects.select_for_update(of=["self"]).select_related("tenant").get(pk=budget.pk)
+    before, values = budget.length, _period(period)
+    if budget.period == "lifetime" and values["period"] != "lifetime":
+        raise ValidationError(
+            "A lifetime does not end, so no other period can follow it: set another budget."
+        )
+    for name, value in values.items():
+        setattr(budget, name, value)
+    budget.full_clean()
+    budget.save(update_fields=list(values))
+    change = schedules_of([budget])[budget.pk].next_change(now().timestamp())
+    _record(
+        budget,
+        "period_changed",
+        actor,
+        before=before,
+        after=budget.length,
+        takes_effect_at=None if change is None else datetime.fromtimestamp(change[0], UTC),
+    )
+    return budget
 
 
 @transaction.atomic
@@ -211,6 +242,15 @@ def set_outage_credit(*, tenant: Tenant, tokens: int, actor: str) -> OutageCredi
     )
     transaction.on_commit(generations.project_quietly)
     return row
+
+
+def _period(text: str) -> dict[str, Any]:
+    """The columns of a period that people write as ``text``."""
+    try:
+        kind, seconds = periods.kind_and_seconds(text)
+    except ValueError as exc:
+        raise ValidationError({"period": str(exc)}) from exc
+    return {"period": kind, "seconds": seconds}
 
 
 def _whose(

@@ -68,10 +68,13 @@ class Tenant(models.Model):
         max_length=64,
         default="UTC",
         validators=[validate_time_zone],
-        help_text="Days, weeks and months of budgets begin at its midnight, such as Europe/Berlin.",
+        help_text="Days, weeks and months of budgets begin at its midnight, such as Europe/Berlin. "
+        "A change counts for each budget from the end of its present period on.",
     )
     week_start = models.PositiveSmallIntegerField(
-        default=1, help_text="First day of a week: 1 is Monday, 7 is Sunday."
+        default=1,
+        help_text="First day of a week: 1 is Monday, 7 is Sunday. "
+        "A change counts from the end of the present week on.",
     )
     allow_all_models = models.BooleanField(
         default=False, help_text="Keys that say nothing themselves may call every installed model."
@@ -106,6 +109,27 @@ class Tenant(models.Model):
 
     def __str__(self) -> str:
         return self.slug
+
+
+class CalendarChange(models.Model):
+    """A time zone or week start of a tenant that gave way to another; written by a trigger.
+
+    What follows from it for budgets and accounting days is told in
+    ``budgets.schedules``. No reference, so that plain SQL may delete a tenant.
+    """
+
+    tenant_id = models.UUIDField(db_index=True)
+    at = models.DateTimeField()
+    time_zone_before = models.TextField()
+    week_start_before = models.PositiveSmallIntegerField()
+    time_zone = models.TextField()
+    week_start = models.PositiveSmallIntegerField()
+
+    class Meta:
+        ordering = ["id"]
+
+    def __str__(self) -> str:
+        return f"{self.time_zone_before} to {self.time_zone} at {self.at:%Y-%m-%d %H:%M}"
 
 
 class Team(models.Model):

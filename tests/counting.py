@@ -12,6 +12,7 @@ from budgets.charges import Usage
 from budgets.counters import EPOCH, GENERATIONS, HOLDS, SETTLED, USAGE, Counter
 from budgets.limits import Limit, Limits
 from budgets.models import CounterEpoch
+from budgets.periods import Calendar, Schedule
 from budgets.pricing import PinnedPrice
 from budgets.reservations import Demand
 from keys.verification import Caller
@@ -85,17 +86,24 @@ def a_budget(limit: int | None, unit: str = "tokens", **changes: Any) -> Limit:
         "window": "day",
         "model": "",
         "upstream": "",
-        "zone": ZoneInfo("Europe/Berlin"),
     }
-    return Limit(**(fields | changes))
+    fields |= changes
+    if fields["kind"] == "budget":
+        fields.setdefault("schedule", always(fields["window"]))
+    return Limit(**fields)
+
+
+def always(kind: str, zone: str = "Europe/Berlin", seconds: int | None = None) -> Schedule:
+    """A schedule of one calendar."""
+    return Schedule(((0, Calendar(kind, seconds, ZoneInfo(zone), 1)),))
 
 
 def a_rate(limit: int | None, unit: str = "requests") -> Limit:
-    return a_budget(limit, unit, kind="rate", name=f"key-{unit}-minute", window="minute", zone=None)
+    return a_budget(limit, unit, kind="rate", name=f"key-{unit}-minute", window="minute")
 
 
 def concurrency(limit: int | None) -> Limit:
-    return a_budget(limit, "requests", kind="leases", name="key-concurrent-requests", window="now", zone=None)
+    return a_budget(limit, "requests", kind="leases", name="key-concurrent-requests", window="now")
 
 
 def a_demand(input_tokens: int = 10, output_tokens: int = 100, **changes: Any) -> Demand:

@@ -208,7 +208,7 @@ def test_a_free_model_needs_to_be_said_to_be_free(acme: Tenant, secret: str) -> 
         pytest.param({"unit": "bananas"}, id="no such unit"),
         pytest.param({"period": "fortnight"}, id="no such period"),
         pytest.param({"period": "fixed"}, id="fixed without a length"),
-        pytest.param({"seconds": 60}, id="a length that is not asked for"),
+        pytest.param({"period": "59s"}, id="shorter than a minute"),
     ],
 )
 def test_a_budget_states_what_makes_sense(values: dict[str, Any]) -> None:
@@ -351,7 +351,7 @@ def test_operators_set_limits_and_prices_in_the_admin(acme: Tenant, key: ApiKey)
     whose = {"scope": "key", "tenant": str(acme.pk), "key": str(key.pk), "model": "", "upstream": ""}
     starts = {"starts_at_0": "2026-01-01", "starts_at_1": "00:00"}
     added = {
-        "budget": whose | {"unit": "tokens", "period": "day", "limit": "5"},
+        "budget": whose | {"unit": "tokens", "length": "day", "limit": "5"},
         "ratelimit": whose | {"measure": "tokens_per_minute", "limit": ""},
         "price": {
             "model": MODEL,
@@ -367,7 +367,9 @@ def test_operators_set_limits_and_prices_in_the_admin(acme: Tenant, key: ApiKey)
         response = client.post(f"/admin/budgets/{page}/add/", values)
         assert response.status_code == 302, response.content.decode()
     budget = Budget.objects.get()
-    changed = client.post(f"/admin/budgets/budget/{budget.pk}/change/", {"limit": "9", "scope": "platform"})
+    changed = client.post(
+        f"/admin/budgets/budget/{budget.pk}/change/", {"limit": "9", "length": "day", "scope": "platform"}
+    )
 
     budget.refresh_from_db()
     assert changed.status_code == 302

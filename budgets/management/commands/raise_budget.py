@@ -7,7 +7,8 @@ from audit.recording import person_at_the_shell
 from budgets import services
 from budgets.limits import limit_now
 from budgets.management.commands.set_budget import key_of
-from budgets.models import Budget, PeriodKind, Unit
+from budgets.models import Budget, Unit
+from budgets.periods import kind_and_seconds
 from tenants import generations
 from tenants.commands import PENDING, moment, tenant_called, told_plainly
 
@@ -19,7 +20,7 @@ class Command(BaseCommand):
         parser.add_argument("--tenant", required=True, metavar="SLUG", help="whose budget is raised")
         parser.add_argument("--key", metavar="PUBLIC_ID", help="the budget of this key")
         parser.add_argument("--unit", required=True, choices=Unit.values)
-        parser.add_argument("--period", required=True, choices=PeriodKind.values)
+        parser.add_argument("--period", required=True, metavar="PERIOD", help="as it was set: day, 90m …")
         amount = parser.add_mutually_exclusive_group(required=True)
         amount.add_argument("--to", type=int, metavar="N", help="the limit meanwhile")
         amount.add_argument("--by", type=int, metavar="N", help="what is added to the limit meanwhile")
@@ -32,12 +33,17 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         tenant = tenant_called(options["tenant"])
         key = key_of(tenant, options["key"]) if options["key"] else None
+        try:
+            kind, seconds = kind_and_seconds(options["period"])
+        except ValueError as exc:
+            raise CommandError(str(exc)) from exc
         budgets = Budget.objects.filter(
             scope="tenant" if key is None else "key",
             tenant=tenant,
             key=key,
             unit=options["unit"],
-            period=options["period"],
+            period=kind,
+            seconds=seconds,
             shadow=False,
         )
         if len(budgets) != 1:

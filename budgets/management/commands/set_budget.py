@@ -1,11 +1,17 @@
 import json
+from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
+from django.utils.timezone import now
 
 from audit.recording import person_at_the_shell
 from budgets import services
-from budgets.models import PeriodKind, Unit
+from budgets.models import Budget, Unit
+from budgets.periods import kind_and_seconds
+from budgets.schedules import schedules_of
 from keys.models import ApiKey
 from tenants import generations
 from tenants.commands import PENDING, tenant_called, told_plainly
@@ -20,7 +26,9 @@ class Command(BaseCommand):
         parser.add_argument("--key", metavar="PUBLIC_ID", help="only those of this key")
         parser.add_argument("--unit", required=True, choices=Unit.values)
         parser.add_argument(
-            "--period", required=True, choices=[kind for kind in PeriodKind.values if kind != "fixed"]
+            "--period",
+            required=True,
+            help="hour, day, week, month, year, lifetime, or a length: 90m, 36h, 30d",
         )
         parser.add_argument(
             "--limit", required=True, metavar="N", help="how much; none: no limit, only counted"
@@ -30,25 +38,32 @@ class Command(BaseCommand):
             metavar="PERCENTS",
             help="of the limit, at which people are told, such as 80,95,100; none: never",
         )
+        parser.add_argument(
+            "--was",
+            metavar="PERIOD",
+            help="give the budget that has this period the new one, from the end of its present period on",
+        )
         parser.add_argument("--shadow", action="store_true", help="count and report, never refuse")
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
     def handle(self, *args: Any, **options: Any) -> None:
         tenant = tenant_called(options["tenant"])
         key = key_of(tenant, options["key"]) if options["key"] else None
-        with told_plainly():
+        actor, number = person_at_the_shell(), _number(options["limit"])
+        whose: dict[str, Any] = {"scope": "tenant" if key is None else "key", "tenant": tenant, "key": key}
+        percents = _percents(options["thresholds"])
+        whose |= {"unit": options["unit"], "shadow": options["shadow"]}
+        with told_plainly(), transaction.atomic():
+            if options["was"]:
+                budget = _budget_with(options["was"], whose)
+                services.change_period(budget=budget, period=options["period"], actor=actor)
             budget = services.set_budget(
-                scope="tenant" if key is None else "key",
-                tenant=tenant,
-                key=key,
-                unit=options["unit"],
-                period=options["period"],
-                limit=_number(options["limit"]),
-                shadow=options["shadow"],
-                thresholds=_percents(options["thresholds"]),
-                actor=person_at_the_shell(),
+                **whose, period=options["period"], limit=number, thresholds=percents, actor=actor
             )
+            change = schedules_of([budget])[budget.pk].next_change(now().timestamp())
         in_force = generations.in_force(tenant.pk)
+        zone = ZoneInfo(tenant.time_zone)
+        takes_effect_at = change and datetime.fromtimestamp(change[0], zone).isoformat()
         if options["json"]:
             described = {
                 "budget_id": str(budget.pk),
@@ -56,7 +71,9 @@ class Command(BaseCommand):
                 "tenant": tenant.slug,
                 "key": key and key.label,
                 "unit": budget.unit,
-                "period": budget.period,
+                "period": budget.length,
+                "seconds": budget.seconds,
+                "takes_effect_at": takes_effect_at,
                 "limit": budget.limit,
                 "shadow": budget.shadow,
                 "thresholds": budget.thresholds,
@@ -66,8 +83,21 @@ class Command(BaseCommand):
             return
         limit = "no limit" if budget.limit is None else str(budget.limit)
         self.stdout.write(f"{limit}: {budget}{', in shadow mode' if budget.shadow else ''}.")
+        if takes_effect_at:
+            self.stdout.write(f"Its present period stays as it is; the new ones begin at {takes_effect_at}.")
         if not in_force:
             self.stdout.write(PENDING)
+
+
+def _budget_with(period: str, whose: dict[str, Any]) -> Budget:
+    """The budget of a scope and unit that has this period; raises ``CommandError`` if there is none."""
+    try:
+        kind, seconds = kind_and_seconds(period)
+        return Budget.objects.get(**whose, period=kind, seconds=seconds)
+    except ValueError as exc:
+        raise CommandError(str(exc)) from exc
+    except Budget.DoesNotExist as exc:
+        raise CommandError(f"There is no such budget per {period}.") from exc
 
 
 def _number(text: str) -> int | None:
