@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from proxy.calls import EMBEDDINGS, single_embedding
 from proxy.dialects import ollama
-from proxy.dialects.prompt import IMAGE_TOKENS, MAX_IMAGES
+from proxy.dialects.prompt import IMAGE_TOKENS, MAX_IMAGES, TOOL_MARKS
 from proxy.exceptions import BadRequest
 from proxy.simulator import go_json, native
 from tests import hostile
@@ -219,7 +219,25 @@ def test_tool_calls_are_counted_and_sent():
     call = chat(messages=[{"role": "assistant", "content": "", "tool_calls": calls}])
 
     assert sent(call)["messages"][0]["tool_calls"] == calls
-    assert call.input_bytes == len("assistant") + len(json.dumps(calls))
+    assert call.input_bytes == len("assistant") + len(json.dumps(calls)) + TOOL_MARKS
+
+
+@pytest.mark.parametrize("number", ["1e20", "1E20", "1.5e+20", "1e-6"])
+def test_a_number_that_go_writes_in_full_counts_all_its_digits(number):
+    arguments = '{"a":[' + ",".join([number] * 50) + "]}"
+    body = '{"model":"tiny","messages":[{"role":"assistant","tool_calls":[{"function":{"arguments":%s}}]}]}'
+    written = ", ".join([f"{float(number):.6f}".rstrip("0").rstrip(".")] * 50)
+
+    assert ollama.parse_chat((body % arguments).encode()).input_bytes > len(written)
+    assert chat(format=json.loads(arguments)).input_bytes > len(written)
+
+
+def test_tools_without_a_word_in_them_count_the_marks_around_them():
+    tools: list[dict[str, object]] = [{}] * 1024
+    as_go_writes = '{"type":"","function":{"name":"","parameters":{"type":"","properties":null}}}'
+
+    # Marks are words of the vocabulary or nearly so: a token stands for at least two bytes of them.
+    assert chat(tools=tools).input_bytes - chat().input_bytes > 1024 * len(as_go_writes) // 2
 
 
 def test_a_picture_counts_a_constant_and_a_sound_its_length():

@@ -179,6 +179,29 @@ def test_each_part_of_a_message_counts_as_the_message_that_ollama_makes_of_it():
     assert call.input_bytes == len("user") + len("What is this?") + 2 * IMAGE_TOKENS
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "text", "text": "hi", "image_url": PNG},
+        {"type": "text", "text": "hi", "input_audio": {"data": "AAAA", "format": "mp3"}},
+    ],
+)
+def test_a_part_has_nothing_but_what_its_type_names(part):
+    call = chat(messages=[{"role": "user", "content": [part]}])
+
+    assert sent(call)["messages"][0]["content"] == [{"type": "text", "text": "hi"}]
+    assert call.images == 0
+
+
+def test_a_number_in_the_arguments_of_a_call_counts_all_its_digits():
+    numbers = ",".join(["1E20"] * 50)
+    called = {"function": {"name": "f", "arguments": f'{{"a":[{numbers}]}}'}}
+
+    call = chat(messages=[{"role": "assistant", "content": None, "tool_calls": [called]}])
+
+    assert call.input_bytes > 50 * len("100000000000000000000,")
+
+
 @pytest.mark.parametrize("link", hostile.IMAGE_LINKS)
 def test_links_to_pictures_are_refused(link):
     for image in (link, {"url": link}):

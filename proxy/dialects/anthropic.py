@@ -167,7 +167,7 @@ def _read(body: bytes) -> Call:
         _count_blocks(prompt, message.get("content", ""), f"messages[{index}].content")
     _count_blocks(prompt, kept.get("system", ""), "system")
     if "tools" in kept:
-        prompt.structure(kept["tools"])
+        prompt.tools(kept["tools"])
     wish = kept.pop("max_tokens", None)
     return Call(
         route=V1_MESSAGES,

@@ -191,11 +191,11 @@ def parse_chat(body: bytes) -> Call:
                 for encoded in value:
                     prompt.media(encoded, f"messages[{index}].images")
             elif name == "tool_calls":
-                prompt.structure(value)
+                prompt.calls(value)
             else:
                 prompt.text(value)
     if "tools" in kept:
-        prompt.structure(kept["tools"])
+        prompt.tools(kept["tools"])
     return _generating(CHAT, kept, prompt, loads_model=not messages)
 
 

@@ -56,10 +56,17 @@ _PART: dict[str, Reader | None] = {
 }
 
 
+def _part(value: Any, param: str) -> _Fields:
+    """A part of a message: its type, and of the rest only what the type names, which is what is counted."""
+    part = read_object(value, param, _PART)
+    kind = part.get("type")
+    if kind is None or kind not in part:
+        raise BadRequest(f"{param} needs a type and what it names.", param)
+    return {"type": kind, kind: part[kind]}
+
+
 def _content(value: Any, param: str) -> str | list[_Fields]:
-    if isinstance(value, str):
-        return value
-    return fields.items(value, param, fields.fields(_PART), MAX_MESSAGES)
+    return value if isinstance(value, str) else fields.items(value, param, _part, MAX_MESSAGES)
 
 
 _CALLED: dict[str, Reader | None] = {"name": fields.name, "arguments": fields.text}
@@ -128,7 +135,7 @@ def parse_chat(body: bytes) -> Call:
     for index, message in enumerate(messages):
         _count_message(prompt, message, f"messages[{index}]")
     if "tools" in kept:
-        prompt.structure(kept["tools"])
+        prompt.tools(kept["tools"])
     if "response_format" in kept:
         prompt.structure(kept["response_format"])
     return _generating(V1_CHAT, kept, prompt, loads_model=False)
@@ -147,14 +154,12 @@ def _count_message(prompt: Prompt, message: _Fields, param: str) -> None:
         raise wrong(f"{param}.content", "a string or a list of parts")
     for index, part in enumerate(parts):
         _count_part(prompt, part, f"{param}.content[{index}]")
-    for called in message.get("tool_calls", ()):
-        prompt.structure(called)
+    if "tool_calls" in message:
+        prompt.calls(message["tool_calls"])
 
 
 def _count_part(prompt: Prompt, part: _Fields, param: str) -> None:
-    kind = part.get("type")
-    if kind is None or kind not in part:
-        raise BadRequest(f"{param} needs a type and what it names.", param)
+    kind = part["type"]
     if kind == "text":
         prompt.text(part["text"])
     elif kind == "image_url":

@@ -21,10 +21,17 @@ IMAGE_TOKENS = 4608
 AUDIO_BYTES_PER_TOKEN = 40
 # What an embedding model puts around each text.
 EMBEDDING_MARKS = 4
+# What a model's own way of writing tools puts around a tool, and around each object in its definition.
+TOOL_MARKS = 32
+OBJECT_MARKS = 16
+# Go writes a number with an exponent in full up to 21 digits.
+EXPONENT_DIGITS = 21
 
 MAX_IMAGES = 64
 MAX_IMAGE_CHARACTERS = 16 * 2**20
 
+# Not within an escape such as ``\u5e73``.
+_EXPONENT = re.compile(r"(?<!\\u)(?<!\\u[0-9a-f])(?<!\\u[0-9a-f]{2})\d[eE][-+]?\d")
 _PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|BM|RIFF....WEBP", re.DOTALL)
 
 
@@ -47,11 +54,26 @@ class Prompt:
         """What a template writes as JSON: a schema, the definition of a tool, the arguments of a call.
 
         A template may put spaces after commas and colons and escape what is not
-        ASCII, and Go writes ``<``, ``>`` and ``&`` with six bytes.
+        ASCII, and Go writes ``<``, ``>`` and ``&`` with six bytes and ``1e20``
+        with all its zeros.
         """
-        written = json.dumps(value)
-        self.bytes += len(written)
-        self.bytes += 5 * (written.count("<") + written.count(">") + written.count("&"))
+        self._written(json.dumps(value))
+
+    def tools(self, definitions: list[Any]) -> None:
+        """Definitions of tools, which may be small and still are put between marks by a model's renderer."""
+        written = json.dumps(definitions)
+        self._written(written)
+        self.bytes += TOOL_MARKS * len(definitions) + OBJECT_MARKS * written.count("{")
+
+    def calls(self, calls: list[Any]) -> None:
+        """Calls of tools as a message repeats them, each between marks like a definition."""
+        self._written(json.dumps(calls))
+        self.bytes += TOOL_MARKS * len(calls)
+
+    def _written(self, text: str) -> None:
+        self.bytes += len(text)
+        self.bytes += 5 * (text.count("<") + text.count(">") + text.count("&"))
+        self.bytes += EXPONENT_DIGITS * len(_EXPONENT.findall(text))
 
     def ids(self, count: int) -> None:
         """Ids of tokens, each of which is one."""

@@ -161,9 +161,10 @@ def parse(body: bytes) -> Call:
     else:
         for index, item in enumerate(given):
             _count_item(prompt, item, f"input[{index}]")
-    for structure in ("tools", "text"):
-        if structure in kept:
-            prompt.structure(kept[structure])
+    if "tools" in kept:
+        prompt.tools(kept["tools"])
+    if "text" in kept:
+        prompt.structure(kept["text"])
     wish = kept.pop("max_output_tokens", None)
     return Call(
         route=V1_RESPONSES,
