@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from audit.models import AuditEvent
 from budgets.services import set_budget
 from keys import services
+from keys.callers import Caller, load
 from keys.models import ApiKey, PolicyRule
 from keys.policies import (
     FEATURES,
@@ -39,7 +41,7 @@ from proxy.dialects import anthropic, ollama, responses
 from proxy.dialects import openai as openai_dialect
 from proxy.exceptions import BadRequest, OptionRefused
 from proxy.simulator import go_json, native
-from tenants import generations
+from tenants import generations, snapshots
 from tenants.models import User
 from tenants.services import create_tenant
 from tests.conftest import House, eventually
@@ -462,6 +464,57 @@ def test_no_body_makes_ollama_read_what_the_policy_does_not_let_through(
             assert not seen.get(name)
 
 
+# Doors on which Ollama reads none of what a model is loaded with.
+V1_DOORS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+V1_EXTRAS = st.dictionaries(
+    st.sampled_from(
+        ["options", "Options", "keep_alive", "Keep_Alive", *OPTIONS, "instructions", "reasoning_effort", "n"]
+    ),
+    JUNK | st.dictionaries(NAMES, JUNK, max_size=2) | st.sampled_from([[TOOL], "none", "high"]),
+    max_size=4,
+)
+
+
+@given(path=st.sampled_from(V1_DOORS), said=SAYINGS, extra=V1_EXTRAS)
+def test_no_body_on_v1_brings_an_option_or_what_is_forbidden(
+    path: str, said: list[Says], extra: dict[str, Any]
+) -> None:
+    policy = together(said)
+    try:
+        body = sent(policy, read(path, **extra))
+    except BadRequest:
+        return
+
+    assert not body.keys() & {"options", "keep_alive", "context", "raw", "template", "think", *LOAD_OPTIONS}
+    for name, fields in (
+        ("system", ("system", "instructions")),
+        ("suffix", ("suffix",)),
+        ("tools", ("tools",)),
+    ):
+        if not rule_of(policy, name).allowed:
+            assert not any(body.get(field) for field in fields)
+    if not rule_of(policy, "think").allowed:
+        assert body.get("reasoning_effort", "none") == "none"
+
+
+@given(
+    path=st.sampled_from(["/api/chat", "/v1/chat/completions", "/v1/messages", "/v1/responses"]),
+    role=st.sampled_from(["SYSTEM", "system ", "\u017fystem", "developer", "Tool", "User", "model"])
+    | st.text(),
+)
+def test_no_role_but_those_of_a_conversation_gets_through_where_system_is_forbidden(
+    path: str, role: str
+) -> None:
+    name = "input" if path == "/v1/responses" else "messages"
+    try:
+        body = sent(together([Says("system", allowed=False)]), read(path, **{name: spoken(role)}))
+    except BadRequest:
+        assert role not in ("user", "assistant", "tool")
+        return
+
+    assert body[name][0]["role"].lower() in ("user", "assistant", "tool")
+
+
 # Through the door
 
 
@@ -491,6 +544,19 @@ def test_the_official_client_is_clamped_and_told_so(house: House, ollama_client:
     assert truth.fields["options"]["num_ctx"] == 8192
     assert "num_gpu" not in truth.fields["options"]
     assert raw.headers["X-Tollgate-Clamped"] == "keep_alive=300, num_ctx=8192, num_gpu=dropped"
+
+
+def test_a_rule_survives_the_copy_in_redis(house: House) -> None:
+    set_rule(house, "num_ctx", allowed=True, maximum=8192, default_value=4096)
+    set_rule(house, "system", allowed=False)
+    caller = load(house.ada.key.secrets.get().public_id)
+    assert caller is not None
+
+    asyncio.run(snapshots.keep("caller", caller.public_id, caller))
+    kept = asyncio.run(snapshots.kept("caller", caller.public_id, Caller))
+
+    assert kept == caller
+    assert caller.policy["num_ctx"] == Rule(True, 256, 8192, 4096)
 
 
 def test_every_native_door_gets_defaults_and_no_v1_door_gets_what_ollama_would_ignore(house: House) -> None:
