@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,23 +122,3 @@ def run_now(script: Script, keys: list[str], *arguments: Any) -> Any:
         return redis.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
     except NoScriptError:
         return redis.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
-
-
-class RedisClock:
-    """Redis' time, guessed from the last answer that told it.
-
-    Only a guess is needed: a script refuses a period that is not the present
-    one by its own clock and tells the time, and the next guess is right.
-    """
-
-    def __init__(self) -> None:
-        self._ahead_ms = 0.0
-
-    def now_ms(self) -> float:
-        return time.time() * 1000 + self._ahead_ms
-
-    def learn(self, now_ms: int) -> None:
-        self._ahead_ms = now_ms - time.time() * 1000
-
-
-clock = RedisClock()

@@ -39,10 +39,14 @@ class Vouched:
 
 
 class Expected:
-    """The epoch this process knows from PostgreSQL; empty until it has asked."""
+    """The epoch this process knows from PostgreSQL; empty until it has asked.
+
+    ``admitted_ms`` is when Redis last admitted a call of this process under it.
+    """
 
     def __init__(self) -> None:
         self.epoch = ""
+        self.admitted_ms = 0
         self._wrong = ("", float("-inf"))
         self._asking: SingleFlight[None] = SingleFlight()
 
@@ -60,10 +64,13 @@ class Expected:
     async def _ask(self) -> None:
         try:
             vouched = await snapshots.kept("epoch", "counters", Vouched)
-            self.epoch = (await snapshots.read_or_kept(_read, vouched)).epoch
+            epoch = (await snapshots.read_or_kept(_read, vouched)).epoch
         except (DatabaseError, RedisError, TimeoutError) as exc:
             # What was known stays: the counters may still be those, and no others are believed.
             logger.warning("the epoch of the counters could not be read: %s", exc)
+            return
+        if epoch != self.epoch:
+            self.epoch, self.admitted_ms = epoch, 0
 
     async def keep_vouching(self) -> None:
         """Tell those that start while PostgreSQL is away which epoch is right, for ever."""

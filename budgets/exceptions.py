@@ -62,3 +62,7 @@ class CountersUnavailable(Refusal):
 
 class BacklogFull(Refusal):
     """Too much usage waits for the ledger: nothing is admitted until it is written."""
+
+
+class ClockDoubtful(Refusal):
+    """Redis' clock was set, or ours is wrong: nobody can say which period it is, so nothing is admitted."""

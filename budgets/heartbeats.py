@@ -99,11 +99,8 @@ class Heartbeats:
         epoch = found.decode() if found else ""
         if expected.epoch and (not epoch or self._epoch not in ("", epoch)):
             sent = await book_recent_again()
+            # If they are rebuilt already, what the ledger had is counted twice until the drain meets it.
             logger.warning("Redis has lost the counters; %d settlements sent again", sent)
-            if epoch and sent:
-                # Rebuilt without us: what the ledger had already is counted twice now, so rebuild once more.
-                await redis_async().call("DEL", EPOCH)
-                epoch = ""
         self._epoch = epoch
 
     async def _beat_one(self, one: _Watched) -> None:

@@ -2,7 +2,7 @@
 
 Until then nothing is admitted: the scripts refuse while the mark in Redis, the
 epoch, is not the one in PostgreSQL. A Redis restored from an old backup has an
-old mark, so it is caught as well.
+old mark, or forgot calls that a process or the ledger knows of.
 """
 
 from __future__ import annotations
@@ -20,8 +20,19 @@ from django.db.models import Q
 from django.utils.timezone import now
 
 from budgets import ledger, spool
-from budgets.counters import DRAINED, EPOCH, GRACE_SECONDS, PARTITION, REBUILD, SETTLED, USAGE, run_now
-from budgets.models import BudgetPeriod, CounterEpoch
+from budgets.counters import (
+    CLOCK,
+    DRAINED,
+    EPOCH,
+    GRACE_SECONDS,
+    PARTITION,
+    REBUILD,
+    SETTLED,
+    USAGE,
+    redis_in_bytes,
+    run_now,
+)
+from budgets.models import BudgetPeriod, CounterEpoch, LedgerEntry
 from budgets.sweeping import sweep
 from tenants import generations
 from tenants.redis import redis_now
@@ -47,16 +58,23 @@ def ensure_epoch(*, force: bool = False) -> bool:
         if not alone:
             return False
         known = CounterEpoch.objects.values_list("epoch", flat=True).first()
-        if force:
-            redis_now().delete(EPOCH)
-        elif known is not None and redis_now().get(EPOCH) == known.encode():
+        if not force and known is not None and redis_now().get(EPOCH) == known.encode() and not _went_back():
             return False
+        # Whatever it is: nothing is admitted from now on.
+        redis_now().delete(EPOCH)
         logger.warning("rebuilding the counters from the ledger")
         generations.project_again()
         if known is not None:
             time.sleep(2 * settings.HEARTBEAT_SECONDS)
         _rebuild()
         return True
+
+
+def _went_back() -> bool:
+    """Whether Redis has forgotten calls that it admitted and the ledger has: it is an old backup."""
+    newest = LedgerEntry.objects.filter(on_credit=False).order_by("-ended_at").first()
+    latest_ms = int(redis_in_bytes().get(CLOCK) or 0)
+    return newest is not None and newest.admitted_at.timestamp() * 1000 > latest_ms + 1
 
 
 @contextmanager
@@ -102,4 +120,4 @@ def _set_counters(epoch: str, position: str) -> bool:
     arguments: list[Any] = [epoch, position]
     for figures in used.values():
         arguments += figures
-    return bool(run_now(REBUILD, [EPOCH, USAGE, SETTLED, DRAINED, *used], *arguments))
+    return bool(run_now(REBUILD, [EPOCH, USAGE, SETTLED, DRAINED, CLOCK, *used], *arguments))

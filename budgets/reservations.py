@@ -32,7 +32,6 @@ from budgets.counters import (
     RESERVE,
     SETTLED,
     Counter,
-    clock,
     hold_key,
     packed,
     run,
@@ -42,6 +41,7 @@ from budgets.epochs import expected
 from budgets.exceptions import (
     BacklogFull,
     BudgetExhausted,
+    ClockDoubtful,
     ConcurrencyLimited,
     CountersUnavailable,
     KeyNoLongerValid,
@@ -55,6 +55,7 @@ from budgets.limits import Counting, Limit, Limits, limits_for
 from budgets.pricing import PinnedPrice
 from budgets.settlements import Moments, Settlement, settlement
 from keys.verification import Caller
+from tenants.clock import TOLERANCE_MS, clock
 from tenants.ids import new_id
 from tenants.quick_settings import settings
 from tenants.redis import RedisError
@@ -257,15 +258,15 @@ async def reserve(caller: Caller, demand: Demand) -> Reservation:
                 price=price,
                 call=call,
             )
+            expected.admitted_ms = redis_ms
             if limits.credit_tokens:
                 counting.last = reservation
             return reservation
-        clock.learn(redis_ms)
+        near = clock.learn(redis_ms)
         if status == b"refused":
             raise _limit_reached(demand, applying, counters, charges, refused, figures, redis_ms)
-        if status == b"moved" or (status == b"epoch" and await expected.confirms(refused[0].decode())):
-            continue
-        raise _refusal(status)
+        if not await _is_worth_a_repeat(status, refused, near=near):
+            raise _refusal(status)
     raise CountersUnavailable
 
 
@@ -285,13 +286,22 @@ async def look(caller: Caller) -> list[Standing]:
         except RedisError as exc:
             raise CountersUnavailable from exc
         status, _, redis_ms, _, _, seen, figures, _ = reply
-        clock.learn(redis_ms)
+        near = clock.learn(redis_ms)
         if status == b"seen":
             return _standing(counting.limits, counting.counters, figures, redis_ms)
-        if status == b"moved" or (status == b"epoch" and await expected.confirms(seen[0].decode())):
-            continue
-        raise _refusal(status)
+        if not await _is_worth_a_repeat(status, seen, near=near):
+            raise _refusal(status)
     raise CountersUnavailable
+
+
+async def _is_worth_a_repeat(status: bytes, found: list[Any], *, near: bool) -> bool:
+    """Whether the next attempt may go better: now we know the time, or the epoch that was ``found``.
+
+    ``near``: by our clock Redis' is right, so we only took long to ask.
+    """
+    if status == b"epoch":
+        return await expected.confirms(found[0].decode())
+    return status == b"moved" or (status == b"skew" and near)
 
 
 def _refusal(status: bytes) -> Exception:
@@ -301,7 +311,9 @@ def _refusal(status: bytes) -> Exception:
         return KeyNoLongerValid()
     if status == b"backlog":
         return BacklogFull()
-    # The counters are not marked, the clock of Redis went back, or the request id was used before.
+    if status in (b"skew", b"clock"):
+        return ClockDoubtful()
+    # The counters are not marked or have forgotten something, or the request id was used before.
     logger.warning("nothing is admitted: reserve says %s", status.decode())
     return CountersUnavailable()
 
@@ -398,6 +410,9 @@ def _terms(
     """What ``reserve.lua`` has to know of a caller and its counters; without a lease, it only looks."""
     gpu_ms = lease_ms if _bounds_gpu_time(counting, charges) else 0
     numbers: list[float] = [
+        clock.now_ms(),
+        TOLERANCE_MS,
+        expected.admitted_ms,
         caller.tenant_generation,
         caller.platform_generation,
         caller.expires_at_ms or NONE,

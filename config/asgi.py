@@ -21,12 +21,14 @@ from proxy import running, upstream  # noqa: E402
 from proxy.catalog import catalog  # noqa: E402
 from proxy.handler import ProxyHandler, Receive, Scope, Send  # noqa: E402
 from tenants import generations  # noqa: E402
+from tenants.clock import clock  # noqa: E402
 
 background.add("models", catalog.keep_fresh)
 background.add("generations", generations.listen)
 background.add("running calls", running.watch)
 background.add("spool", spool.keep_replaying)
 background.add("epoch", expected.keep_vouching)
+background.add("clock", clock.keep_looking)
 background.add_last("settlements", running.all_settled)
 background.add_last("refusals", refusals.notes.flush)
 background.add_last("connections to upstreams", upstream.close)

@@ -16,11 +16,12 @@ from typing import Any
 import orjson
 from django.db import connection
 
-from budgets.counters import EPOCH
+from budgets.counters import CLOCK, EPOCH
 from budgets.epochs import expected
 from budgets.exceptions import CountersUnavailable
 from proxy.handler import Scope, Send
-from tenants.redis import redis_async
+from tenants.clock import ClockError, clock
+from tenants.redis import RedisError, redis_async
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,11 @@ class Readiness:
 
     def __init__(self) -> None:
         self.draining = False
-        self._parts = [Part("database", _ask_database), Part("counters", _ask_counters)]
+        self._parts = [
+            Part("database", _ask_database),
+            Part("counters", _ask_counters),
+            Part("clock", _ask_clock),
+        ]
 
     async def failing(self) -> list[str]:
         """Names of the parts that are not well; none when this process may be sent requests."""
@@ -85,10 +90,26 @@ def _select_one() -> None:
 
 
 async def _ask_counters() -> None:
-    """Raises unless Redis answers, and with the counters that belong to our ledger."""
-    mark = await redis_async().call("GET", EPOCH)
+    """Raises unless Redis answers, keeps what it has, and its counters belong to our ledger."""
+    mark, memory = await asyncio.gather(
+        redis_async().call("GET", EPOCH), redis_async().call("INFO", "memory")
+    )
     if not await expected.confirms((mark or b"").decode()):
-        raise CountersUnavailable
+        raise CountersUnavailable("Redis' counters are not those of our ledger")
+    told = dict(line.split(":", 1) for line in memory.decode().splitlines() if ":" in line)
+    if told.get("maxmemory") != "0" and told.get("maxmemory_policy") != "noeviction":
+        raise CountersUnavailable("Redis may evict counters: set maxmemory-policy to noeviction")
+
+
+async def _ask_clock() -> None:
+    """Raises unless the clock of Redis is where this process and the last call admitted have it."""
+    try:
+        now_ms = await clock.look()
+        latest_ms = int(await redis_async().call("GET", CLOCK) or 0)
+    except RedisError:
+        return  # that is for the counters to tell
+    if now_ms + 1000 < latest_ms:
+        raise ClockError(f"Redis' clock went back by {(latest_ms - now_ms) / 1000:.1f} s")
 
 
 readiness = Readiness()

@@ -21,6 +21,7 @@ from keys import secrets
 from keys.callers import Caller, load
 from keys.exceptions import InvalidKey, KeysUnavailable
 from tenants import generations, snapshots
+from tenants.clock import clock
 from tenants.database import DatabaseError
 from tenants.redis import RedisError
 
@@ -106,7 +107,7 @@ def _still_valid(caller: Caller) -> Caller:
         raise InvalidKey("revoked")
     if not caller.tenant_active:
         raise InvalidKey("tenant suspended")
-    if caller.expires_at_ms is not None and caller.expires_at_ms <= time.time() * 1000:
+    if caller.expires_at_ms is not None and caller.expires_at_ms <= clock.now_ms():
         raise InvalidKey("expired")
     return caller
 

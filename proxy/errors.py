@@ -22,6 +22,7 @@ import orjson
 from budgets.exceptions import (
     BacklogFull,
     BudgetExhausted,
+    ClockDoubtful,
     ConcurrencyLimited,
     CountersUnavailable,
     KeyNoLongerValid,
@@ -154,6 +155,7 @@ ANSWERS: dict[type[Refusal], Answer] = {
     NoModels: _later(503, "no_models", "No model is known to be installed at the moment.", 5),
     KeysUnavailable: _later(503, "keys_unavailable", "Keys cannot be checked at the moment. Try again.", 2),
     CountersUnavailable: _later(503, "counters_unavailable", _BLIND, 2),
+    ClockDoubtful: _later(503, "clock_doubtful", "The clocks here do not agree, so nothing is started.", 10),
     BacklogFull: _later(503, "backlog_full", _BLIND, 10),
     Draining: _later(503, "draining", "This gateway process is about to stop. Try again.", 1),
 }

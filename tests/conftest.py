@@ -19,7 +19,7 @@ import pytest
 from django.test import TransactionTestCase, override_settings
 
 from budgets import ledger
-from budgets.counters import EPOCH
+from budgets.counters import CLOCK, EPOCH
 from budgets.models import CounterEpoch, LedgerEntry
 from budgets.rebuild import ensure_epoch
 from keys.models import ApiKey
@@ -93,16 +93,18 @@ def gateway(django_db_setup: None) -> Iterator[Gateway]:
 def furnish(ollama: SimulatorThread) -> None:
     """Empty Redis, and put in what every house has: counters that may be believed, an upstream.
 
-    The mark of the counters stays all the time: a gateway that saw it gone would
-    take that for a loss, and send again what it booked for the test before.
+    The mark of the counters stays all the time, and so does the time of the last
+    call: a gateway that saw them gone would take that for a loss, and send again
+    what it booked for the test before.
     """
-    epoch = redis_now().get(EPOCH)
+    epoch, latest = redis_now().get(EPOCH), redis_now().get(CLOCK)
     emptying = redis_now().pipeline(transaction=True)
     emptying.flushdb()
     if epoch is not None:
         assert isinstance(epoch, bytes)
         CounterEpoch.objects.create(epoch=epoch.decode())
         emptying.set(EPOCH, epoch)
+        emptying.set(CLOCK, latest or 0)
     emptying.execute()
     ensure_epoch()
     save_upstream(upstream=Upstream(name="sim", base_url=ollama.url), actor="test")

@@ -7,7 +7,9 @@ from typing import Any
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
-from budgets import epochs, limits
+import pytest
+
+from budgets import epochs, limits, reservations
 from budgets.charges import Usage
 from budgets.counters import EPOCH, GENERATIONS, HOLDS, SETTLED, USAGE, Counter
 from budgets.limits import Limit, Limits
@@ -16,6 +18,7 @@ from budgets.periods import Calendar, Schedule
 from budgets.pricing import PinnedPrice
 from budgets.reservations import Demand
 from keys.verification import Caller
+from tenants import clock
 from tenants.ids import new_id
 from tenants.redis import redis_now
 
@@ -33,7 +36,29 @@ def empty_redis() -> None:
     redis().flushdb()
     redis().set(EPOCH, TEST_EPOCH)
     redis().zadd(GENERATIONS, {"platform": 1})
-    epochs.expected.epoch = TEST_EPOCH
+    epochs.expected.epoch, epochs.expected.admitted_ms = TEST_EPOCH, 0
+
+
+def mistake_the_time(monkeypatch: pytest.MonkeyPatch, ahead_ms: float) -> None:
+    """Let this process be wrong about the time, by more than it would be let."""
+    monkeypatch.setattr(reservations, "TOLERANCE_MS", 10**9)
+    monkeypatch.setattr(clock, "TOLERANCE_MS", 10**9)
+    monkeypatch.setattr(clock.clock, "_ahead_ms", clock.clock._ahead_ms + ahead_ms)
+
+
+Backup = dict[bytes, tuple[int, bytes]]
+
+
+def take_backup() -> Backup:
+    """All that Redis holds, for ``put_back``: content and what is left of its time, in ms."""
+    return {key: (max(0, redis().pttl(key)), redis().dump(key)) for key in redis().keys("*")}
+
+
+def put_back(backup: Backup) -> None:
+    """Make Redis what it was."""
+    redis().flushdb()
+    for key, (left_ms, content) in backup.items():
+        redis().restore(key, left_ms, content)
 
 
 def believed_by_postgres() -> None:

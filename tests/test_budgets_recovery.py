@@ -19,8 +19,8 @@ from django.conf import settings
 from django.db import connection, transaction
 
 from budgets import epochs, ledger, reservations, spool
-from budgets.counters import EPOCH, GENERATIONS, STOPS, hold_key
-from budgets.exceptions import BudgetExhausted, CountersUnavailable
+from budgets.counters import CLOCK, EPOCH, GENERATIONS, STOPS, hold_key
+from budgets.exceptions import BudgetExhausted, ClockDoubtful, CountersUnavailable
 from budgets.heartbeats import Heartbeats, Progress
 from budgets.models import CounterEpoch, LedgerEntry, ParkedRecord, SpooledSettlement
 from budgets.rebuild import ensure_epoch
@@ -43,9 +43,11 @@ from tests.counting import (
     expire_hold,
     figures,
     open_holds,
+    put_back,
     records,
     redis,
     some_usage,
+    take_backup,
 )
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -443,7 +445,9 @@ def test_what_was_settled_but_not_drained_before_a_flush_is_sent_again(
     assert [entry.late for entry in LedgerEntry.objects.order_by("id")] == [False, True]
 
 
-def test_a_process_that_saw_only_the_rebuilt_counters_sends_again_and_has_them_rebuilt(settings: Any) -> None:
+def test_a_process_that_saw_only_the_rebuilt_counters_sends_again_and_counts_nothing_twice(
+    settings: Any,
+) -> None:
     budget = a_budget(1000)
     caller = ada(budget)
     drained, undrained, running = admit(caller), admit(caller), admit(caller)
@@ -467,8 +471,8 @@ def test_a_process_that_saw_only_the_rebuilt_counters_sends_again_and_has_them_r
 
     asyncio.run(beat_before_and_after())
 
-    assert redis().get(EPOCH) is None
-    ensure_epoch()
+    assert figures(budget) == (11 + 11 + 12, 110)
+    ledger.drain()
     assert figures(budget) == (23, 110)
     assert sorted(LedgerEntry.objects.values_list("output_tokens", flat=True)) == [1, 2]
 
@@ -555,6 +559,35 @@ def test_an_old_backup_of_redis_is_not_believed() -> None:
     with pytest.raises(CountersUnavailable):
         admit(ada())
     assert ensure_epoch()
+
+
+def test_a_backup_of_redis_from_before_what_the_ledger_has_is_rebuilt() -> None:
+    """E14: it has the right epoch, and nobody who saw more is left."""
+    budget = a_budget(1000)
+    caller = ada(budget)
+    backup = take_backup()
+    end(admit(caller), input_tokens=10, output_tokens=1)
+    ledger.drain()
+    assert not ensure_epoch()
+    put_back(backup)
+    assert redis().get(EPOCH).decode() == TEST_EPOCH
+
+    assert ensure_epoch()
+
+    assert figures(budget) == (11, 0)
+
+
+def test_a_rebuild_makes_the_present_time_the_one_that_counts() -> None:
+    """For a clock that was far ahead and has been put right."""
+    caller = ada()
+    redis().set(CLOCK, int(time.time() * 1000) + 3_600_000)
+    with pytest.raises(ClockDoubtful):
+        admit(caller)
+
+    ensure_epoch(force=True)
+    redis().zadd(GENERATIONS, {caller.tenant_id.hex: 1, "platform": 1})
+
+    admit(caller)
 
 
 def test_processes_learn_a_new_epoch_by_themselves() -> None:

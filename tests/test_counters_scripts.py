@@ -22,6 +22,7 @@ from budgets.counters import (
 from budgets.exceptions import (
     BacklogFull,
     BudgetExhausted,
+    ClockDoubtful,
     ConcurrencyLimited,
     CountersUnavailable,
     KeyNoLongerValid,
@@ -36,6 +37,7 @@ from budgets.reservations import Reservation, release, reserve, settle
 from budgets.settlements import Moments
 from budgets.sweeping import _sweep
 from keys.verification import Caller
+from tenants.clock import clock
 from tests.counting import (
     MODEL,
     a_budget,
@@ -48,6 +50,7 @@ from tests.counting import (
     everything,
     expire_hold,
     figures,
+    mistake_the_time,
     open_holds,
     records,
     records_counted,
@@ -438,8 +441,57 @@ def test_nothing_is_admitted_when_the_clock_went_back() -> None:
     caller = ada()
     redis().set(CLOCK, int(time.time() * 1000) + 60_000)
 
+    with pytest.raises(ClockDoubtful):
+        admit(caller)
+
+
+def test_the_time_that_was_seen_never_falls() -> None:
+    caller = ada()
+    ahead = int(time.time() * 1000) + 900
+    redis().set(CLOCK, ahead)
+
+    admit(caller)
+
+    assert int(redis().get(CLOCK)) >= ahead
+
+
+@pytest.mark.parametrize("seconds", [-7200, -60, 60, 7200])
+def test_nothing_is_admitted_while_our_clock_and_that_of_redis_differ(
+    monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    """A step of Redis' clock, or a process whose clock is wrong; nobody can tell which."""
+    budget = a_budget(1000)
+    caller = ada(budget)
+    monkeypatch.setattr(clock, "_ahead_ms", clock._ahead_ms + seconds * 1000)
+
+    for _ in range(2):
+        with pytest.raises(ClockDoubtful):
+            admit(caller)
+
+    assert figures(budget) == (0, 0)
+
+
+def test_a_process_that_took_long_to_ask_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = ada(a_budget(1000))
+    guesses = [clock.now_ms() - 60_000] * 2
+    real = clock.now_ms
+    monkeypatch.setattr(clock, "now_ms", lambda: guesses.pop() if guesses else real())
+
+    admit(caller)
+
+    assert not guesses
+
+
+def test_a_redis_that_has_forgotten_a_call_is_not_believed() -> None:
+    """E5, E14: a replica that lagged, or a backup, with the epoch it had then."""
+    caller = ada(a_budget(1000))
+    admit(caller)
+    redis().set(CLOCK, int(redis().get(CLOCK)) - 1)
+
     with pytest.raises(CountersUnavailable):
         admit(caller)
+
+    assert redis().get(EPOCH) is None
 
 
 def test_the_period_is_the_one_of_redis_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,7 +499,7 @@ def test_the_period_is_the_one_of_redis_clock(monkeypatch: pytest.MonkeyPatch) -
     right = counter_of(hour).key
     hour._counter = None
     ahead = ada(hour)
-    monkeypatch.setattr("budgets.counters.clock._ahead_ms", 7_200_000)
+    mistake_the_time(monkeypatch, 7_200_000)
 
     admit(ahead, input_tokens=10, output_tokens=100)
 

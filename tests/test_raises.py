@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit.models import AuditEvent
-from budgets import reservations, services
+from budgets import services
 from budgets.exceptions import BudgetExhausted
 from budgets.limits import Counting, Raise, limit_now, raised
 from budgets.models import LARGEST, Budget, BudgetRaise
@@ -27,7 +27,7 @@ from tenants import snapshots
 from tenants.models import User
 from tenants.services import create_tenant
 from tests.conftest import House, eventually
-from tests.counting import a_budget, a_demand, ada, empty_redis, redis
+from tests.counting import a_budget, a_demand, ada, empty_redis, mistake_the_time, redis
 
 HOUR_MS = 3_600_000
 
@@ -92,7 +92,7 @@ def test_a_raise_ends_by_the_clock_of_redis_whatever_a_process_thinks(
     now_ms = seconds * 1000 + micros // 1000
     over = a_budget(10, raises=(to(1000, now_ms - 2 * HOUR_MS, now_ms),))
     # The process believes it is an hour ago, when the raise still held.
-    monkeypatch.setattr(reservations.clock, "_ahead_ms", -float(HOUR_MS))
+    mistake_the_time(monkeypatch, -HOUR_MS)
 
     with pytest.raises(BudgetExhausted) as refusal:
         asyncio.run(reserve(ada(over), a_demand(input_tokens=50)))
@@ -104,7 +104,7 @@ def test_a_raise_begins_by_the_clock_of_redis_too(monkeypatch: pytest.MonkeyPatc
     empty_redis()
     seconds, _ = redis().time()
     begun = a_budget(10, raises=(to(1000, seconds * 1000 - 1, seconds * 1000 + HOUR_MS),))
-    monkeypatch.setattr(reservations.clock, "_ahead_ms", -float(HOUR_MS))
+    mistake_the_time(monkeypatch, -HOUR_MS)
 
     reservation = asyncio.run(reserve(ada(begun), a_demand(input_tokens=50)))
 

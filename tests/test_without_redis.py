@@ -13,7 +13,8 @@ from django.conf import settings
 from django.test import override_settings
 from redis.exceptions import ResponseError
 
-from budgets import spool
+from budgets import ledger, spool
+from budgets.counters import CLOCK
 from budgets.models import SpooledSettlement
 from budgets.rebuild import ensure_epoch
 from budgets.services import set_budget
@@ -22,7 +23,7 @@ from proxy.calls import ROUTES
 from proxy.simulator.server import SimulatorThread
 from tenants.redis import redis_now
 from tests.conftest import Caller, House, eventually, furnish
-from tests.counting import redis
+from tests.counting import put_back, redis, take_backup
 from tests.fault_proxy import FaultProxy, line_to
 from tests.gateway import Gateway
 
@@ -161,6 +162,66 @@ def test_what_a_full_redis_cannot_take_is_booked_when_there_is_room(fragile: Fra
     assert spool.replay() == 1
     (entry,) = house.booked()
     assert (entry.outcome, entry.exact) == ("completed", True)
+
+
+def readiness(fragile: Fragile) -> Any:
+    return fragile.house.ada.http.get("/readyz").json()
+
+
+def test_a_redis_that_may_evict_counters_is_not_ready(fragile: Fragile) -> None:
+    """E6."""
+    eventually(lambda: readiness(fragile) == {"status": "ok"})
+    redis().config_set("maxmemory", 2**30)
+    redis().config_set("maxmemory-policy", "allkeys-lru")
+
+    eventually(lambda: readiness(fragile) == {"status": "not ready", "failing": ["counters"]})
+    redis().config_set("maxmemory-policy", "noeviction")
+    eventually(lambda: readiness(fragile) == {"status": "ok"})
+    redis().config_set("maxmemory", 0)
+
+
+def test_a_clock_that_went_back_is_refused_and_readiness_says_why(fragile: Fragile) -> None:
+    house = fragile.house
+    assert fragile.answer(house.ada).status_code == 200
+    calls = len(house.ollama.calls)
+    redis().incrby(CLOCK, 3_600_000)
+
+    answer = fragile.answer(house.ada)
+
+    assert (answer.status_code, answer.json()["error"]) == (
+        503,
+        "The clocks here do not agree, so nothing is started.",
+    )
+    assert len(house.ollama.calls) == calls
+    eventually(lambda: readiness(fragile) == {"status": "not ready", "failing": ["clock"]})
+    ensure_epoch(force=True)
+    eventually(lambda: fragile.answer(house.ada).status_code == 200)
+    eventually(lambda: readiness(fragile) == {"status": "ok"})
+
+
+def test_a_backup_that_has_the_right_epoch_is_not_believed(fragile: Fragile) -> None:
+    """E14: the counters of before the last call, put back."""
+    house = fragile.house
+    budget = set_budget(
+        scope="tenant", tenant=house.acme, unit="requests", period="lifetime", limit=2, actor="test"
+    )
+    assert fragile.answer(house.ada).status_code == 200
+    backup = take_backup()
+    assert fragile.answer(house.ada).status_code == 200
+    house.booked(2)
+    put_back(backup)
+
+    assert fragile.answer(house.ada).status_code == 503
+    ensure_epoch()
+    eventually(lambda: fragile.answer(house.ada).status_code == 429)
+    (counter,) = redis().keys(f"{{p0}}:budget:{budget.pk.hex}:*")
+
+    def used() -> int:
+        # The gateway sends again what it settled lately, and the drain knows it already.
+        ledger.drain()
+        return int(redis().hget(counter, "used"))
+
+    eventually(lambda: used() == 2)
 
 
 def test_scripts_that_redis_has_forgotten_are_sent_again(fragile: Fragile) -> None:

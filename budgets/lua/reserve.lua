@@ -13,6 +13,8 @@
 -- ARGV[3]     the epoch that the counters must have
 -- ARGV[4]     subject of the tenant among the generations
 -- ARGV[5]     numbers, little-endian doubles; what is missing or endless is -1:
+--             the time that the caller takes it to be here, ms, and by how much it may be wrong;
+--             the latest time at which it was told that a call was admitted, ms;
 --             generations of the tenant and the platform in the caller's snapshot; ms since 1970
 --             at which the key expires; records that may wait for the ledger; ms the hold lasts
 --             without a heartbeat, -1 to only look; output tokens wished for, and those with
@@ -28,12 +30,16 @@
 --          {the counters that refused it}, {used, held, wait in ms for each counter},
 --          ms of GPU time granted}.
 -- The status is held; or, with nothing written: seen (only looked), refused, epoch,
--- stale, expired, moved (a period or limit is not the present one), backlog, clock, settled. With epoch,
+-- stale, expired, moved (a period or limit is not the present one), backlog, settled, skew (the caller's
+-- guess at the time is too far off), clock (the time went back), lost. With epoch,
 -- the one there is takes the place of those that refused, empty for none. Of a rate
 -- the wait is until some room comes back, or, if it refused, enough; -1: never.
 --
--- A repeat writes nothing and returns what was decided with the counters of
--- now, or settled when the call has ended.
+-- With lost, Redis has an older state than the caller has seen, as after a failover or from
+-- a backup. Then the epoch is deleted, so that nothing is admitted until the counters are rebuilt.
+--
+-- A repeat writes nothing and returns what was decided, and when, with the
+-- counters of now, or settled when the call has ended.
 --
 -- A rate is a hash: for each second since 1970 in which calls came, what they
 -- were charged; the sum of all these; and the oldest of the seconds. While that
@@ -43,7 +49,7 @@
 -- The whole second in which the oldest call came still counts, so no 60 s ever hold more than the limit.
 local WINDOW = 61
 local BUDGET, RATE = 0, 1
-local BEFORE, EACH = 9, 11
+local BEFORE, EACH = 12, 11
 
 local time = redis.call('TIME')
 local second = tonumber(time[1])
@@ -137,9 +143,10 @@ local function answer(status, cap, capped, refused, gpu)
   return {status, ARGV[1], now, cap or 0, capped or 0, refused or {}, figures, gpu or 0}
 end
 
-local hold = redis.call('HMGET', KEYS[1], 'state', 'cap', 'capped', 'gpu')
+local hold = redis.call('HMGET', KEYS[1], 'state', 'cap', 'capped', 'gpu', 'admitted')
 if hold[1] == 'held' then
   read_all()
+  now = tonumber(hold[5])
   return answer('held', tonumber(hold[2]), tonumber(hold[3]), {}, tonumber(hold[4]))
 elseif hold[1] then
   return answer('settled')
@@ -148,17 +155,23 @@ end
 -- Leases and windows mean nothing on a clock that went back; a second is an ordinary correction.
 local marks = redis.call('MGET', KEYS[3], KEYS[5], KEYS[6], KEYS[7])
 local epoch, handed, taken = marks[1], tonumber(marks[2] or 0), tonumber(marks[3] or 0)
-if now + 1000 < tonumber(marks[4] or 0) then
+local latest = tonumber(marks[4] or 0)
+if math.abs(now - terms[1]) > terms[2] then
+  return answer('skew')
+elseif now + 1000 < latest then
   return answer('clock')
 end
 if epoch ~= ARGV[3] then
   return answer('epoch', 0, 0, {epoch or ''})
+elseif latest < terms[3] then
+  redis.call('DEL', KEYS[3])
+  return answer('lost')
 end
 local generations = redis.call('ZMSCORE', KEYS[4], ARGV[4], 'platform')
-if tonumber(generations[1] or -1) ~= terms[1] or tonumber(generations[2] or -1) ~= terms[2] then
+if tonumber(generations[1] or -1) ~= terms[4] or tonumber(generations[2] or -1) ~= terms[5] then
   return answer('stale')
 end
-if terms[3] >= 0 and now >= terms[3] then
+if terms[6] >= 0 and now >= terms[6] then
   return answer('expired')
 end
 for i = 1, last do
@@ -167,17 +180,17 @@ for i = 1, last do
     return answer('moved')
   end
 end
-local lease = terms[5]
+local lease = terms[8]
 if lease < 0 then
   read_all()
   return answer('seen')
 end
-if handed - taken >= terms[4] then
+if handed - taken >= terms[7] then
   return answer('backlog')
 end
 
-local output, least, capped = terms[6], terms[7], 0
-local gpu, least_gpu = terms[8], terms[9]
+local output, least, capped = terms[9], terms[10], 0
+local gpu, least_gpu = terms[11], terms[12]
 local refused = {}
 for i = 1, last do
   read(i)
@@ -248,5 +261,7 @@ end
 redis.call('HSET', KEYS[1], 'state', 'held', 'call', ARGV[2], 'cap', output, 'capped', capped,
   'amounts', table.concat(amounts, ' '), 'gpu', gpu, 'admitted', now, 'output', 0, 'phase', '')
 redis.call('ZADD', KEYS[2], deadline, ARGV[1])
-redis.call('SET', KEYS[7], now)
+if now > latest then
+  redis.call('SET', KEYS[7], now)
+end
 return answer('held', output, capped, {}, gpu)
