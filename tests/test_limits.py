@@ -12,7 +12,7 @@ import pytest
 
 from budgets.counters import PARTITION
 from budgets.models import Measure, Unit
-from budgets.services import set_budget, set_rate_limit
+from budgets.services import set_budget, set_price, set_rate_limit
 from keys.services import revoke_key
 from tenants.redis import redis_now
 from tenants.services import resume_tenant, suspend_tenant
@@ -127,6 +127,18 @@ def test_no_limit_zero_and_a_number_are_three_things(house):
 
     budget(house, Unit.REQUESTS, 2)
     assert [house.ada.chat().status_code for _ in range(2)] == [200, 429]
+
+
+def test_a_free_local_model_is_bounded_like_any_other(house):
+    set_price(model="tiny:1b", free=True, actor="test")
+    budget(house, Unit.MICRO_USD, 1, scope="model", model="tiny:1b")
+    budget(house, Unit.OUTPUT_TOKENS, 5, scope="model", model="tiny:1b")
+
+    answers = [house.ada.chat(stream=False, options={"num_predict": 5}) for _ in range(3)]
+
+    assert [answer.status_code for answer in answers] == [200, 429, 429]
+    assert len(house.ollama.calls) == 1
+    assert house.booked()[0].cost_micro_usd == 0
 
 
 def test_a_refused_call_eats_nothing(house):
