@@ -19,6 +19,7 @@ from budgets.models import (
     LedgerEntry,
     OutageCredit,
     ParkedRecord,
+    PeriodClosing,
     Price,
     RateLimit,
     UsageRollup,
@@ -275,6 +276,23 @@ class BudgetPeriodAdmin(ReadOnlyAdmin):
     id_fields = ("budget_id",)
     list_display = ["budget_id", "period_start", "period_end", "used", "refused"]
     search_fields = ["budget_id"]
+
+
+@admin.register(PeriodClosing)
+class PeriodClosingAdmin(ReadOnlyAdmin):
+    """What periods came to that are over. Search: the whole id of a budget or a tenant."""
+
+    id_fields = ("budget_id", "tenant_id")
+    list_display = ["budget", "period_start", "period_end", "limit", "used", "late", "refused", "closed_at"]
+    list_filter = ["shadow", "unit"]
+    search_fields = ["budget_id"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[PeriodClosing]:
+        return super().get_queryset(request).prefetch_related("late_usage")
+
+    @admin.display(description="booked later")
+    def late(self, obj: PeriodClosing) -> int:
+        return sum(late.used for late in obj.late_usage.all())
 
 
 @admin.register(ParkedRecord)

@@ -124,6 +124,23 @@ def last_taken() -> str | None:
     return newest.decode()
 
 
+def newest() -> bytes:
+    """The id of the newest record."""
+    _make_group()
+    newest: bytes = redis_in_bytes().xinfo_stream(USAGE)["last-generated-id"]
+    return newest
+
+
+def has(stream_id: bytes) -> bool:
+    """Whether the ledger has all records up to this one."""
+    redis = redis_in_bytes()
+    pending = redis.xpending(USAGE, GROUP)["min"]
+    if pending is not None:
+        return _position(pending) > _position(stream_id)
+    taken: bytes = redis.xinfo_groups(USAGE)[0]["last-delivered-id"]
+    return _position(taken) >= _position(stream_id)
+
+
 def _position(stream_id: bytes) -> tuple[int, int]:
     milliseconds, _, number = stream_id.decode().partition("-")
     return int(milliseconds), int(number)

@@ -514,6 +514,8 @@ class BudgetPeriod(models.Model):
 
     ``refused`` counts the calls that the budget refused, or in shadow mode would
     have. Of a process that died, those of its last half second are not in it.
+    ``told`` is the part of ``used`` that the closing and its late usage tell of;
+    null: the period is not closed.
     """
 
     budget_id = models.UUIDField()
@@ -521,6 +523,7 @@ class BudgetPeriod(models.Model):
     period_end = models.DateTimeField(null=True)
     used = models.BigIntegerField(db_default=0)
     refused = models.BigIntegerField(db_default=0)
+    told = models.BigIntegerField(null=True)
 
     class Meta:
         ordering = ["-period_start"]
@@ -533,10 +536,73 @@ class BudgetPeriod(models.Model):
                 name="budgets_budgetperiod_ends_after_it_starts",
             ),
         ]
-        indexes = [models.Index(fields=["-period_end"], name="budgets_budgetperiod_latest")]
+        indexes = [
+            models.Index(fields=["-period_end"], name="budgets_budgetperiod_latest"),
+            models.Index(fields=["period_end"], condition=Q(told=None), name="budgets_budgetperiod_open"),
+            models.Index(
+                fields=["period_end"], condition=~Q(told=F("used")), name="budgets_budgetperiod_late"
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.budget_id} from {self.period_start:%Y-%m-%d %H:%M}"
+
+
+class PeriodClosing(models.Model):
+    """What a budget's period came to, written once when it was over and booked; it never changes.
+
+    ``budget`` and ``limit`` are as they were when the period ended; a limit of
+    null is no limit. Of a budget that was removed with plain SQL only the id is
+    known. What is booked later is in ``LateUsage``. Whoever tells people of it
+    notes that in ``notified_at``, the one column that is written later.
+    """
+
+    budget_id = models.UUIDField()
+    tenant_id = models.UUIDField(null=True)
+    budget = models.TextField(blank=True)
+    unit = models.TextField(blank=True)
+    shadow = models.BooleanField(default=False)
+    time_zone = models.TextField()
+    period_start = models.DateTimeField()
+    period_end = models.DateTimeField()
+    limit = models.BigIntegerField(null=True)
+    used = models.BigIntegerField()
+    refused = models.BigIntegerField()
+    closed_at = models.DateTimeField(default=now)
+    notified_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["-period_end"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["budget_id", "period_start"], name="budgets_periodclosing_once_per_start"
+            )
+        ]
+        indexes = [
+            models.Index(fields=["-period_end"], name="budgets_periodclosing_latest"),
+            models.Index(fields=["tenant_id", "-period_end"], name="budgets_periodclosing_tenant"),
+            models.Index(
+                fields=["closed_at"], condition=Q(notified_at=None), name="budgets_periodclosing_untold"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.budget or self.budget_id} from {self.period_start:%Y-%m-%d %H:%M}"
+
+
+class LateUsage(models.Model):
+    """What was booked on a period after its closing: more, or less where an adjustment took it back."""
+
+    closing = models.ForeignKey(PeriodClosing, on_delete=models.PROTECT, related_name="late_usage")
+    used = models.BigIntegerField()
+    at = models.DateTimeField(default=now)
+
+    class Meta:
+        ordering = ["-at"]
+        verbose_name_plural = "late usage"
+
+    def __str__(self) -> str:
+        return f"{self.used:+d} for {self.closing}"
 
 
 class SpooledSettlement(models.Model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from celery import shared_task
 
-from budgets import ledger, rebuild, spool, sweeping
+from budgets import closing, ledger, rebuild, spool, sweeping
 
 
 @shared_task(ignore_result=True)
@@ -30,3 +30,10 @@ def ensure_epoch() -> None:
 def trim() -> None:
     """Forget old records that the ledger has; every few minutes."""
     ledger.trim()
+
+
+@shared_task(ignore_result=True)
+def close_periods() -> None:
+    """Write down what periods that are over came to, and what is booked on them later; every minute."""
+    closing.close_periods()
+    closing.note_late_usage()

@@ -16,6 +16,7 @@ EVERY = {
     "budgets.tasks.drain": 1.0,
     "budgets.tasks.settle_leftovers": 5.0,
     "budgets.tasks.ensure_epoch": 5.0,
+    "budgets.tasks.close_periods": 60.0,
     "budgets.tasks.trim": 300.0,
 }
 

@@ -9,7 +9,16 @@ from django.test import Client
 from django.urls import reverse
 
 from audit.models import AuditEvent, RequestEvent
-from budgets.models import Budget, BudgetPeriod, LedgerEntry, ParkedRecord, Price, RateLimit, UsageRollup
+from budgets.models import (
+    Budget,
+    BudgetPeriod,
+    LedgerEntry,
+    ParkedRecord,
+    PeriodClosing,
+    Price,
+    RateLimit,
+    UsageRollup,
+)
 from keys.models import ApiKey
 from proxy.models import ModelAlias, Upstream
 from proxy.services import save_upstream
@@ -17,7 +26,7 @@ from tenants.models import Member, Team, Tenant, User
 from tests.conftest import House
 
 READ_ONLY: set[type[models.Model]] = {
-    AuditEvent, RequestEvent, LedgerEntry, UsageRollup, BudgetPeriod, ParkedRecord,
+    AuditEvent, RequestEvent, LedgerEntry, UsageRollup, BudgetPeriod, PeriodClosing, ParkedRecord,
 }  # fmt: skip
 OURS: set[type[models.Model]] = {
     Tenant, Team, Member, User, ApiKey, Upstream, ModelAlias, Budget, RateLimit, Price, *READ_ONLY,
