@@ -71,6 +71,15 @@ def test_options_of_the_loaded_model_are_dropped(name):
     assert sent(embed(input="a", options=options))["options"] == {"seed": 1}
 
 
+@pytest.mark.parametrize("name", ["repeat_last_n", "num_keep"])
+@pytest.mark.parametrize(
+    ("asked", "goes_up"),
+    [(64, 64), (0, 0), (-1, -1), (-(2**40), -1), (2**31 - 1, 2**20), (2**62, 2**20), (1.9e9, 2**20)],
+)
+def test_no_number_makes_the_sampler_set_aside_memory_without_end(name, asked, goes_up):
+    assert sent(chat(options={name: asked}))["options"][name] == goes_up
+
+
 FOLDED = [
     (known, folded)
     for known, variants in hostile.FOLDED_NAMES.items()

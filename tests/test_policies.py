@@ -661,6 +661,28 @@ def test_a_rule_typed_as_sql_is_in_force_for_the_next_call_of_its_key_alone(hous
     assert sent_up == [None, None, 4096, None]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/chat", {"messages": MESSAGES, "think": True}),
+        ("/api/generate", {"prompt": "Once"}),
+        ("/v1/chat/completions", {"messages": MESSAGES, "reasoning_effort": "high"}),
+        ("/v1/responses", {"input": "Once", "reasoning": {"effort": "high"}}),
+        ("/v1/messages", {"messages": MESSAGES, "max_tokens": 50}),
+    ],
+)
+def test_a_model_that_thinks_by_itself_does_not_where_thinking_is_forbidden(
+    house: House, path: str, body: dict[str, Any]
+) -> None:
+    thought = house.ada.http.post(path, json={"model": "thinker:latest"} | body)
+    set_rule(house, "think", allowed=False)
+    plain = house.ada.http.post(path, json={"model": "thinker:latest"} | body)
+
+    assert (thought.status_code, plain.status_code) == (200, 200)
+    before, after = house.ollama.calls
+    assert before.output_tokens > after.output_tokens > 0
+
+
 # Rules are set, shown and taken back
 
 

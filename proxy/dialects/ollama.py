@@ -22,6 +22,8 @@ MAX_TOOLS = 1024
 MAX_TOOL_CALLS = 1024
 MAX_INPUTS = 2048
 MAX_CONTEXT_IDS = 2**20
+# Longer than the context of any model, which is all that these numbers can reach back over.
+MAX_REACH = 2**20
 
 _Fields = dict[str, Any]
 
@@ -34,16 +36,25 @@ def _whole(value: Any, param: str) -> int:
     return whole
 
 
+def _reach(value: Any, param: str) -> int:
+    """How many tokens something reaches back over, -1 for all.
+
+    More than there can be means all as well, but the sampler sets memory aside
+    for each of them, and two thousand million would end it for everybody.
+    """
+    return max(-1, min(_whole(value, param), MAX_REACH))
+
+
 _OPTIONS: dict[str, Reader] = {
     "num_predict": _whole,
-    "num_keep": _whole,
+    "num_keep": _reach,
     "seed": _whole,
     "temperature": fields.number,
     "top_k": _whole,
     "top_p": fields.number,
     "min_p": fields.number,
     "typical_p": fields.number,
-    "repeat_last_n": _whole,
+    "repeat_last_n": _reach,
     "repeat_penalty": fields.number,
     "presence_penalty": fields.number,
     "frequency_penalty": fields.number,
