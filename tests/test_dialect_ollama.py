@@ -80,6 +80,35 @@ def test_no_number_makes_the_sampler_set_aside_memory_without_end(name, asked, g
     assert sent(chat(options={name: asked}))["options"][name] == goes_up
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {"type": "integer"}, "maxItems": 10**9},
+        {"type": "array", "minItems": 1e9},
+        {"properties": {"a": {"anyOf": [{"type": "string", "maxLength": 2**62}]}}},
+        {"properties": {"a": {"type": "string", "pattern": "^(ab){3,1000000000}$"}}},
+        {"properties": {"a": {"type": "string", "pattern": "^a{1000000000}$"}}},
+        {"$defs": {str(number): {"maxLength": 1000} for number in range(101)}},
+    ],
+)
+def test_a_schema_that_grows_into_a_vast_grammar_is_refused(schema):
+    with pytest.raises(BadRequest) as refused:
+        chat(format=schema)
+
+    assert refused.value.param == "format"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"a": {"type": "string", "maxLength": 50_000}, "maxItems": {"type": "integer"}}},
+        {"type": "string", "pattern": "^[a-z]{2,64}$", "minLength": -(2**62)},
+    ],
+)
+def test_a_schema_with_the_usual_lengths_is_sent(schema):
+    assert sent(chat(format=schema))["format"] == schema
+
+
 FOLDED = [
     (known, folded)
     for known, variants in hostile.FOLDED_NAMES.items()

@@ -193,6 +193,11 @@ def test_a_part_has_nothing_but_what_its_type_names(part):
     assert call.images == 0
 
 
+def test_a_schema_that_grows_into_a_vast_grammar_is_refused():
+    with pytest.raises(BadRequest, match="repetitions"):
+        chat(response_format={"type": "json_schema", "json_schema": {"schema": {"maxItems": 10**9}}})
+
+
 def test_a_number_in_the_arguments_of_a_call_counts_all_its_digits():
     numbers = ",".join(["1E20"] * 50)
     called = {"function": {"name": "f", "arguments": f'{{"a":[{numbers}]}}'}}

@@ -5,7 +5,8 @@ A number without a fraction is an integer here as in Go; true is no number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -15,6 +16,8 @@ from proxy.exceptions import BadRequest
 
 # A grammar made from a schema grows faster than the schema.
 MAX_SCHEMA_BYTES = 64 * 1024
+# Each repetition that a schema allows becomes a rule of the grammar before the first token.
+MAX_REPETITIONS = 100_000
 MAX_STOPS = 64
 MAX_TOP_LOGPROBS = 20
 # Of names of roles, models, tools and calls, which are not text.
@@ -74,6 +77,33 @@ def schema(value: Any, param: str) -> dict[str, Any]:
     if len(orjson.dumps(mapping(value, param))) > MAX_SCHEMA_BYTES:
         raise BadRequest(f"{param} is a schema of more than {MAX_SCHEMA_BYTES} bytes.", param)
     return dict(value)
+
+
+def format_schema(value: Any, param: str) -> dict[str, Any]:
+    """A schema that the answer has to follow, of which upstream makes a grammar."""
+    checked = schema(value, param)
+    if sum(_repetitions(checked)) > MAX_REPETITIONS:
+        raise BadRequest(f"{param} allows for more than {MAX_REPETITIONS} repetitions.", param)
+    return checked
+
+
+_REPEATING = ("minItems", "maxItems", "minLength", "maxLength")
+_BRACES = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}", re.ASCII)
+
+
+def _repetitions(part: Any) -> Iterator[float]:
+    """How often a schema says that something may or must be repeated, wherever it says so."""
+    if isinstance(part, list):
+        for inner in part:
+            yield from _repetitions(inner)
+    elif isinstance(part, dict):
+        for name, inner in part.items():
+            if name in _REPEATING and isinstance(inner, (int, float)):
+                yield max(inner, 0)
+            elif name == "pattern" and isinstance(inner, str):
+                yield from (float(number) for pair in _BRACES.findall(inner) for number in pair if number)
+            else:
+                yield from _repetitions(inner)
 
 
 def stops(value: Any, param: str) -> str | list[str]:

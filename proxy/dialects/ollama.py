@@ -83,7 +83,7 @@ def _format(value: Any, param: str) -> str | _Fields:
     if value in ("", "json"):
         return str(value)
     if isinstance(value, dict):
-        return fields.schema(value, param)
+        return fields.format_schema(value, param)
     raise wrong(param, "'json' or a JSON schema")
 
 

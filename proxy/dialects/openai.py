@@ -30,7 +30,7 @@ REASONING: dict[str, Reader | None] = {"effort": effort, "summary": None}
 
 _STREAM_OPTIONS: dict[str, Reader | None] = {"include_usage": fields.flag}
 _JSON_SCHEMA: dict[str, Reader | None] = {
-    "schema": fields.schema,
+    "schema": fields.format_schema,
     "name": None,
     "strict": None,
     "description": None,

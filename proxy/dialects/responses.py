@@ -124,7 +124,7 @@ def _tools(value: Any, param: str) -> list[_Fields]:
 _FORMAT: dict[str, Reader | None] = {
     "type": fields.one_of("text", "json_object", "json_schema"),
     "name": fields.name,
-    "schema": fields.schema,
+    "schema": fields.format_schema,
     "strict": fields.flag,
     "description": None,
 }
