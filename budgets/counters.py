@@ -89,10 +89,11 @@ HEARTBEAT = _read("heartbeat")
 PROLONG = _read("prolong")
 RESTORE = _read("restore")
 SETTLE = _read("settle")
+STOP = _read("stop")
 ACKNOWLEDGE = _read("acknowledge")
 REBUILD = _read("rebuild")
 
-SCRIPTS = (RESERVE, HEARTBEAT, PROLONG, RESTORE, SETTLE, ACKNOWLEDGE, REBUILD)
+SCRIPTS = (RESERVE, HEARTBEAT, PROLONG, RESTORE, SETTLE, STOP, ACKNOWLEDGE, REBUILD)
 
 
 def packed(numbers: Sequence[float]) -> bytes:

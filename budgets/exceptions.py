@@ -48,6 +48,61 @@ class KeyNoLongerValid(Refusal):
     """The key has expired by the clock that decides, Redis' own."""
 
 
+class CallStopped(Refusal):
+    """A running call is ended from outside, or a kill switch keeps one from running.
+
+    ``message`` is what an operator chose to tell the caller, often nothing.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class KeyEnded(CallStopped):
+    """The key was revoked or deleted, or expired, while its call ran."""
+
+
+class TenantSuspended(CallStopped):
+    """The tenant was suspended while its call ran."""
+
+
+class BudgetCut(CallStopped):
+    """A budget was lowered below what is used and held of it while its call ran."""
+
+
+class HoldLost(CallStopped):
+    """The process was not heard of for so long that the call was taken for dead and booked."""
+
+
+class StoppedByOperator(CallStopped):
+    """An operator ended the running call."""
+
+
+class Killed(CallStopped):
+    """A kill switch is on."""
+
+
+class PlatformKilled(Killed):
+    """For everybody's calls."""
+
+
+class TenantKilled(Killed):
+    """For the calls of a tenant."""
+
+
+class KeyKilled(Killed):
+    """For the calls of a key."""
+
+
+class UpstreamKilled(Killed):
+    """For the calls to an upstream."""
+
+
+class ModelKilled(Killed):
+    """For the calls to a model, everybody's or a tenant's."""
+
+
 class PriceMissing(Refusal):
     """A budget counts money and the model has no price."""
 

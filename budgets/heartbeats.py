@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -13,10 +14,23 @@ import orjson
 
 from budgets.counters import EPOCH, GENERATIONS, HEARTBEAT, HOLDS, RESTORE, STOPS, hold_key, run
 from budgets.epochs import expected
+from budgets.exceptions import (
+    BudgetCut,
+    CountersUnavailable,
+    HoldLost,
+    KeyEnded,
+    StoppedByOperator,
+    TenantSuspended,
+)
 from budgets.gpu_time import prolong
+from budgets.kill_switches import stopping
+from budgets.limits import Limits, limits_for
 from budgets.reservations import Reservation, book_recent_again
+from budgets.running_calls import message_in
 from keys import verification
-from keys.exceptions import InvalidKey, KeysUnavailable
+from keys.exceptions import SUSPENDED, InvalidKey, KeysUnavailable
+from keys.verification import Caller
+from tenants.clock import clock
 from tenants.quick_settings import settings
 from tenants.redis import RedisError, redis_async
 
@@ -36,17 +50,37 @@ class Progress:
 
 @dataclass(slots=True)
 class _Watched:
+    """A call, with its caller and, once they have changed, its limits as they were read last.
+
+    ``unread`` says that the limits have changed and nobody has looked yet
+    whether the call still fits into them.
+    """
+
     reservation: Reservation
     progress: Callable[[], Progress]
-    generations: tuple[int, int]
+    caller: Caller
+    limits: Limits | None = None
+    unread: bool = False
+
+    @property
+    def generations(self) -> tuple[int, int]:
+        return self.caller.tenant_generation, self.caller.platform_generation
+
+    def given_back(self, number: int) -> int:
+        """What of the amount held on one counter is free again if the call ends now."""
+        reservation = self.reservation
+        output = min(self.progress().output_tokens, reservation.output_cap)
+        gpu_ms = min(reservation.elapsed_ms(), reservation.gpu_cap_ms or 0)
+        return reservation.held()[number] - reservation.charges[number].amount(output, gpu_ms)
 
 
 class Heartbeats:
     """Tells Redis, every few seconds, that the calls of this process are still running.
 
     It runs in the background from the first call on, off the path of chunks. A
-    call whose hold is gone for good, whose key is no longer valid, or that an
-    operator stopped, is asked to end through ``Reservation.stop``.
+    call is asked to end through ``Reservation.stop`` when its hold is gone for
+    good, its key or tenant is off, a kill switch is on, an operator stopped it,
+    or a budget was lowered below what is used and held of it.
     """
 
     def __init__(self) -> None:
@@ -57,10 +91,7 @@ class Heartbeats:
 
     def watch(self, reservation: Reservation, progress: Callable[[], Progress]) -> None:
         """Keep a call's hold alive from now on; ``progress`` is asked at every beat."""
-        caller = reservation.caller
-        self._watched[reservation.request_id] = _Watched(
-            reservation, progress, (caller.tenant_generation, caller.platform_generation)
-        )
+        self._watched[reservation.request_id] = _Watched(reservation, progress, reservation.caller)
         self._epoch = self._epoch or expected.epoch
         if self._task is None or self._task.done() or self._task.get_loop() is not asyncio.get_running_loop():
             self._task = asyncio.create_task(self._beat_for_ever(), name="heartbeats")
@@ -75,6 +106,7 @@ class Heartbeats:
         watched = list(self._watched.values())
         for start in range(0, len(watched), BATCH):
             await asyncio.gather(*(self._beat_one(one) for one in watched[start : start + BATCH]))
+        await _stop_what_was_cut([one for one in watched if one.unread])
 
     async def aclose(self) -> None:
         """Stop the background task."""
@@ -120,7 +152,7 @@ class Heartbeats:
             progress.phase,
             reservation.caller.tenant_id.hex,
         )
-        state, echoed, reason, tenant_generation, platform_generation = reply
+        state, echoed, reason, tenant_generation, platform_generation, now_ms = reply
         if echoed.decode() != request_id:
             raise RedisError(f"the heartbeat of {request_id} was answered with another's")
         if state == b"missing":
@@ -129,24 +161,66 @@ class Heartbeats:
             await prolong(reservation)
         elif not reservation.ended:
             # Swept while this process slept: what it still delivers has no room set aside.
-            reservation.stop("hold_lost")
+            reservation.stop(HoldLost())
         if reason:
-            reservation.stop(reason.decode())
+            reservation.stop(StoppedByOperator(message_in(reason)))
         if -1 not in (tenant_generation, platform_generation):
-            await self._check_again(one, (tenant_generation, platform_generation))
+            await _check_again(one, (tenant_generation, platform_generation), now_ms)
 
-    async def _check_again(self, one: _Watched, generations: tuple[int, int]) -> None:
-        """See whether a change of settings ends the key; other changes let a running call end in peace."""
-        if generations == one.generations:
-            return
+
+async def _check_again(one: _Watched, generations: tuple[int, int], now_ms: int) -> None:
+    """See whether a change of settings, or time, ends a call; other changes let it end in peace."""
+    reservation = one.reservation
+    if generations != one.generations:
         try:
-            caller = await verification.reload(one.reservation.caller.public_id)
-        except InvalidKey:
-            one.reservation.stop("key_no_longer_valid")
-        except KeysUnavailable:
+            caller = await verification.reload(one.caller.public_id)
+            one.limits = await limits_for(caller)
+        except InvalidKey as exc:
+            reservation.stop(TenantSuspended() if exc.reason == SUSPENDED else KeyEnded())
+            return
+        except (KeysUnavailable, CountersUnavailable):
             return  # asked again at the next beat
-        else:
-            one.generations = (caller.tenant_generation, caller.platform_generation)
+        one.caller, one.unread = caller, True
+    if one.caller.expires_at_ms is not None and one.caller.expires_at_ms <= now_ms:
+        reservation.stop(KeyEnded())
+    if one.limits is not None:
+        demand = reservation.demand
+        switch = stopping(one.limits.switches, now_ms, demand.model, demand.upstream)
+        if switch is not None:
+            reservation.stop(switch.refusal())
+
+
+async def _stop_what_was_cut(watched: list[_Watched]) -> None:
+    """Stop calls on budgets that were lowered below what is used and held, until the others fit.
+
+    The newest go first. Each process sees to its own calls, so that together
+    they may stop more than was needed, never less. Raises ``RedisError``; a
+    repeat looks again.
+    """
+    cut: dict[str, int] = {}
+    holding: defaultdict[str, list[tuple[_Watched, int]]] = defaultdict(list)
+    for one in watched:
+        assert one.limits is not None  # noqa: S101, it was read when it became unread
+        limits = {limit.id: limit for limit in one.limits.limits if limit.kind == "budget" and limit.hard}
+        for number, counter in enumerate(one.reservation.counters):
+            if counter.id not in limits:
+                continue
+            before, most = one.reservation.limits[number].limit, limits[counter.id].at(clock.now_ms()).limit
+            if most is not None and (before is None or before > most):
+                cut[counter.key] = most
+                holding[counter.key].append((one, number))
+    for key, most in cut.items():
+        used, held = await redis_async().call("HMGET", key, "used", "held")
+        over = int(used or 0) + int(held or 0) - most
+        newest_first = sorted(holding[key], key=lambda item: item[0].reservation.admitted_at_ms, reverse=True)
+        # What ends anyway makes room as well.
+        for one, number in sorted(newest_first, key=lambda item: item[0].reservation.stopped_by is None):
+            if over <= 0:
+                break
+            one.reservation.stop(BudgetCut())
+            over -= one.given_back(number)
+    for one in watched:
+        one.unread = False
 
 
 async def _restore(reservation: Reservation, progress: Progress) -> None:

@@ -67,12 +67,14 @@ COLUMNS = [field.attname for field in LedgerEntry._meta.concrete_fields if field
 class Record:
     """One usage record, as the row it becomes and the counters it was booked on.
 
+    ``refusal`` is the code its client was told if there was trouble;
     ``refused_by``: name and counter of each shadow limit that would have refused the call.
     """
 
     row: LedgerEntry
     counters: tuple[Counter, ...]
     refused_by: tuple[RefusedBy, ...]
+    refusal: str = ""
 
     @property
     def name(self) -> tuple[UUID, str]:
@@ -302,11 +304,12 @@ def _record(fields: Fields | None) -> Record:
         outcome=end["outcome"],
         status=end["status"],
     )  # fmt: skip
-    # A record of an earlier release says nothing of shadow limits.
+    # A record of an earlier release says nothing of shadow limits and codes.
     return Record(
         row,
         tuple(Counter(*counter) for counter in call["counters"]),
         _refused_by(end.get("refused_by", [])),
+        end.get("refusal", ""),
     )
 
 
@@ -504,6 +507,7 @@ def _event_of(record: Record) -> RequestEvent:
     return RequestEvent(
         at=row.ended_at,
         refused_by=[name for name, _ in record.refused_by],
+        refusal=record.refusal,
         **{
             name: getattr(row, name)
             for name in (

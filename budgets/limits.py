@@ -15,9 +15,10 @@ from django.db import transaction
 from django.db.models import Q
 from django.utils.timezone import now as utc_now
 
-from budgets import periods
+from budgets import kill_switches, periods
 from budgets.counters import NONE, NUMBERS_OF_KINDS, Counter, Kind
 from budgets.exceptions import CountersUnavailable
+from budgets.kill_switches import Switch
 from budgets.models import LARGEST, Budget, Measure, OutageCredit, Price, RateLimit
 from budgets.pricing import PinnedPrice
 from budgets.schedules import schedules_of
@@ -167,11 +168,13 @@ class Limits:
     ``prices`` are by model, the ones that count first: the tenant's before
     everybody's, of each the latest first; with the ms since 1970 they start at.
     ``credit_tokens`` is what a process may lend the tenant while Redis is away.
+    ``switches`` are the kill switches that were armed and not lifted.
     """
 
     limits: tuple[Limit, ...]
     prices: dict[str, list[tuple[int, PinnedPrice]]]
     credit_tokens: int = 0
+    switches: tuple[Switch, ...] = ()
     _countings: dict[tuple[str, str], Counting] = field(default_factory=dict, repr=False)
 
     def counting(self, model: str, upstream: str, now_ms: float) -> Counting:
@@ -278,7 +281,8 @@ def load(caller: Caller) -> Limits:
             )
             prices.setdefault(row.model, []).append((int(row.starts_at.timestamp() * 1000), pinned))
         credit = OutageCredit.objects.filter(tenant=caller.tenant_id).values_list("tokens", flat=True).first()
-    return Limits((*rates, *budgets), prices, credit or 0)
+        switches = kill_switches.load(caller)
+    return Limits((*rates, *budgets), prices, credit or 0, switches)
 
 
 def _of_rate_limit(row: RateLimit) -> Limit:

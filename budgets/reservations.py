@@ -41,6 +41,7 @@ from budgets.epochs import expected
 from budgets.exceptions import (
     BacklogFull,
     BudgetExhausted,
+    CallStopped,
     ClockDoubtful,
     ConcurrencyLimited,
     CountersUnavailable,
@@ -51,6 +52,7 @@ from budgets.exceptions import (
     StaleCaller,
     TooLarge,
 )
+from budgets.kill_switches import CLOCKS_DIFFER_MS, Switch, stopping
 from budgets.limits import Counting, Limit, Limits, limits_for
 from budgets.pricing import PinnedPrice
 from budgets.settlements import Moments, Settlement, settlement
@@ -130,9 +132,8 @@ class Reservation:
     ``capped_by`` names the limit that made it smaller than was wished, if one
     did. ``gpu_cap_ms`` is the time after which it has to end, counted from its
     admission and prolonged while it runs; None where no limit that refuses
-    counts GPU time. ``stopped`` is set, with ``stop_reason``, when the call has to end:
-    ``stopped``, ``key_no_longer_valid``, ``hold_lost``, or the reason an
-    operator gave. ``loan`` is the credit that a call runs on instead of a hold.
+    counts GPU time. ``stopped_by`` is set when the call has to end. ``loan`` is
+    the credit that a call runs on instead of a hold.
     """
 
     request_id: UUID
@@ -148,8 +149,7 @@ class Reservation:
     figures: list[int] = field(repr=False)
     price: PinnedPrice | None
     call: bytes = field(repr=False)
-    stopped: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
-    stop_reason: str = ""
+    stopped_by: CallStopped | None = None
     ended: bool = False
     loan: Loan | None = None
     _admitted: float = field(default_factory=time.monotonic, repr=False)
@@ -200,11 +200,9 @@ class Reservation:
                 found.append(_named(limit, self.counters[number]))
         return found
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: CallStopped) -> None:
         """Ask whoever relays the call to end it; the first reason stays."""
-        if not self.stopped.is_set():
-            self.stop_reason = reason
-            self.stopped.set()
+        self.stopped_by = self.stopped_by or reason
 
 
 class Unanswered(Exception):
@@ -222,9 +220,11 @@ async def reserve(caller: Caller, demand: Demand) -> Reservation:
     limit still has room for. Raises ``StaleCaller`` when the caller has to be
     loaded again, and the refusals of ``budgets.exceptions``.
     """
+    limits = await limits_for(caller)
+    if limits.switches:
+        await _refuse_killed(caller, limits, demand.model, demand.upstream)
     if demand.input_tokens > LARGEST_TOKENS or demand.output_tokens > LARGEST_TOKENS:
         raise TooLarge
-    limits = await limits_for(caller)
     for _ in range(ATTEMPTS):
         now_ms = clock.now_ms()
         counting = limits.counting(demand.model, demand.upstream, now_ms)
@@ -270,13 +270,39 @@ async def reserve(caller: Caller, demand: Demand) -> Reservation:
     raise CountersUnavailable
 
 
+async def refuse_killed(caller: Caller, model: str = "", upstream: str = "") -> tuple[Switch, ...]:
+    """Raise ``Killed`` if a kill switch stops a call to ``model`` at ``upstream``; without these, every call.
+
+    Returns the switches that may stop some calls of the caller. A no is told
+    only when Redis says that what this process remembers is the newest, and by
+    Redis' clock; raises as ``look`` does.
+    """
+    limits = await limits_for(caller)
+    if limits.switches:
+        await _refuse_killed(caller, limits, model, upstream)
+    return limits.switches
+
+
+async def _refuse_killed(caller: Caller, limits: Limits, model: str, upstream: str) -> None:
+    if not stopping(limits.switches, clock.now_ms() - CLOCKS_DIFFER_MS, model, upstream):
+        return
+    now_ms, _ = await _look(caller, limits)
+    if switch := stopping(limits.switches, now_ms, model, upstream):
+        raise switch.refusal()
+
+
 async def look(caller: Caller) -> list[Standing]:
     """How the limits of all of a caller's calls stand; sets nothing aside.
 
     For what needs a good key and no room. Raises as ``reserve`` does, but for
     the limits themselves.
     """
-    limits = await limits_for(caller)
+    _, standing = await _look(caller, await limits_for(caller))
+    return standing
+
+
+async def _look(caller: Caller, limits: Limits) -> tuple[int, list[Standing]]:
+    """The time in Redis, in ms since 1970, and how the limits stand then."""
     for _ in range(ATTEMPTS):
         counting = limits.counting("", "", clock.now_ms())
         request_id = str(new_id())
@@ -288,7 +314,7 @@ async def look(caller: Caller) -> list[Standing]:
         status, _, redis_ms, _, _, seen, figures, _ = reply
         near = clock.learn(redis_ms)
         if status == b"seen":
-            return _standing(counting.limits, counting.counters, figures, redis_ms)
+            return redis_ms, _standing(counting.limits, counting.counters, figures, redis_ms)
         if not await _is_worth_a_repeat(status, seen, near=near):
             raise _refusal(status)
     raise CountersUnavailable
@@ -556,28 +582,31 @@ def _standing(
     return standing
 
 
-async def settle(reservation: Reservation, usage: Usage, outcome: str, moments: Moments, status: int) -> None:
+async def settle(
+    reservation: Reservation, usage: Usage, outcome: str, moments: Moments, status: int, refusal: str = ""
+) -> None:
     """Book what an admitted call used, once; it may not be asked twice, and need not.
 
-    ``outcome`` says how the call ended, ``status`` what the client was told.
+    ``outcome`` says how the call ended, ``status`` what the client was told,
+    and ``refusal`` the code it was told if that was trouble.
     Never raises: what Redis cannot take now is kept in PostgreSQL or on disk,
     and booked as soon as Redis can. Takes two seconds at most.
     """
-    await _end(reservation, usage, outcome, moments, status)
+    await _end(reservation, usage, outcome, moments, status, refusal)
 
 
 async def release(
-    reservation: Reservation, outcome: str, status: int, moments: Moments | None = None
+    reservation: Reservation, outcome: str, status: int, moments: Moments | None = None, refusal: str = ""
 ) -> None:
     """Give the room of a call back on which no model worked: it counts nothing, and has its entry.
 
     Never raises, as ``settle``.
     """
-    await _end(reservation, None, outcome, moments or Moments(), status)
+    await _end(reservation, None, outcome, moments or Moments(), status, refusal)
 
 
 async def _end(
-    reservation: Reservation, usage: Usage | None, outcome: str, moments: Moments, status: int
+    reservation: Reservation, usage: Usage | None, outcome: str, moments: Moments, status: int, refusal: str
 ) -> None:
     if reservation.ended:
         return
@@ -597,6 +626,7 @@ async def _end(
         status=status,
         moments=moments,
         refused_by=reservation.would_have_refused(),
+        refusal=refusal,
     )
     reservation.booked = end.amounts
     if reservation.loan is not None:

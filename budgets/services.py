@@ -1,17 +1,29 @@
-"""What is done to budgets, rate limits and prices: each function is one transaction and its audit event."""
+"""What is done to budgets, limits, prices and running calls: each a transaction with its audit event."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from django.core.exceptions import ValidationError
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.utils.timezone import now
 
 from audit.recording import record
 from budgets import periods
-from budgets.models import Budget, BudgetRaise, OutageCredit, Price, RateLimit, ScopedRow
+from budgets.models import (
+    Budget,
+    BudgetRaise,
+    KillSwitch,
+    KillSwitchLift,
+    OutageCredit,
+    Price,
+    RateLimit,
+    RunningCall,
+    ScopedRow,
+)
+from budgets.running_calls import ask_to_end
 from budgets.schedules import schedules_of
 from keys.models import ApiKey
 from tenants import generations
@@ -242,6 +254,122 @@ def set_outage_credit(*, tenant: Tenant, tokens: int, actor: str) -> OutageCredi
     )
     transaction.on_commit(generations.project_quietly)
     return row
+
+
+@transaction.atomic
+def arm_kill_switch(
+    *,
+    scope: str,
+    actor: str,
+    reason: str,
+    message: str = "",
+    until: datetime | None = None,
+    tenant: Tenant | None = None,
+    key: ApiKey | None = None,
+    model: str = "",
+    upstream: str = "",
+) -> KillSwitch:
+    """Stop all calls of a scope, running ones too, until ``until`` (in 7 days); returns the switch.
+
+    The tenant of a key need not be named. ``message`` is told to callers.
+    Armed again, there is one switch more, and each is on until its own end.
+    Raises ``ValidationError`` for values a switch cannot have.
+    """
+    tenant = tenant if key is None else key.tenant
+    switch = KillSwitch(
+        **subject_of_switch(scope, tenant, key, model, upstream),
+        tenant=tenant.slug if tenant else "",
+        key=key.label if key else "",
+        reason=reason,
+        message=message,
+        armed_by=actor,
+        armed_at=now(),
+    )
+    if until is not None:
+        switch.until = until
+    switch.full_clean()
+    switch.save(force_insert=True)
+    record(
+        action="kill_switch.armed",
+        actor=actor,
+        subject=str(switch.pk),
+        tenant_id=switch.tenant_id,
+        reason=reason,
+        what=str(switch),
+        message=message,
+        until=switch.until,
+    )
+    transaction.on_commit(generations.project_quietly)
+    return switch
+
+
+def lift_kill_switch(*, switch: KillSwitch, actor: str, reason: str) -> bool:
+    """End a kill switch before its time; return False if somebody has lifted it already."""
+    try:
+        with transaction.atomic():
+            lift = KillSwitchLift(switch=switch, reason=reason, lifted_by=actor)
+            lift.clean_fields()
+            lift.save(force_insert=True)
+            record(
+                action="kill_switch.lifted",
+                actor=actor,
+                subject=str(switch.pk),
+                tenant_id=switch.tenant_id,
+                reason=reason,
+                what=str(switch),
+            )
+            transaction.on_commit(generations.project_quietly)
+    except IntegrityError:
+        return False
+    return True
+
+
+def subject_of_switch(
+    scope: str,
+    tenant: Tenant | None = None,
+    key: ApiKey | None = None,
+    model: str = "",
+    upstream: str = "",
+) -> dict[str, Any]:
+    """The columns that say what a kill switch stops."""
+    tenant = tenant if key is None else key.tenant
+    return {
+        "scope": scope,
+        "tenant_id": tenant.pk if tenant else None,
+        "key_id": key.pk if key else None,
+        "model": _with_tag(model),
+        "upstream": upstream,
+    }
+
+
+def _with_tag(model: str) -> str:
+    """A model's name in the form in which names are compared, where only its case or its tag is missing."""
+    plain = model.strip().lower()
+    return plain if not plain or ":" in plain.rpartition("/")[2] else f"{plain}:latest"
+
+
+@transaction.atomic
+def stop_calls(
+    *, calls: Iterable[RunningCall], actor: str, reason: str, message: str = ""
+) -> list[RunningCall]:
+    """End running calls, within seconds; returns those that have not ended by themselves.
+
+    ``message`` is told to their callers. Raises ``RedisError``; a repeat asks again.
+    """
+    wanted = {call.request_id: call for call in calls}
+    stopped = [wanted[request_id] for request_id in ask_to_end(wanted, message)]
+    for call in stopped:
+        record(
+            action="call.stopped",
+            actor=actor,
+            subject=str(call.request_id),
+            tenant_id=call.tenant_id,
+            reason=reason,
+            key=call.key,
+            model=call.model,
+            message=message,
+        )
+    return stopped
 
 
 def _period(text: str) -> dict[str, Any]:

@@ -112,6 +112,7 @@ def settlement(
     status: int,
     moments: Moments,
     refused_by: list[list[Any]] | None = None,
+    refusal: str = "",
 ) -> Settlement:
     """The settlement of a call that used ``usage``; None: no model worked on it, and nothing is counted.
 
@@ -124,6 +125,7 @@ def settlement(
     end = {
         "outcome": outcome,
         "status": status,
+        "refusal": refusal,
         "requests": int(worked),
         "input_tokens": spent.input_tokens,
         "cached_tokens": spent.cached_tokens,

@@ -1,5 +1,8 @@
 from tenants.exceptions import Refusal
 
+# The reason of an ``InvalidKey`` that is its tenant's.
+SUSPENDED = "tenant suspended"
+
 
 class InvalidKey(Refusal):
     """The secret opens nothing.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from keys import secrets
 from keys.callers import Caller, load
-from keys.exceptions import InvalidKey, KeysUnavailable
+from keys.exceptions import SUSPENDED, InvalidKey, KeysUnavailable
 from tenants import generations, snapshots
 from tenants.clock import clock
 from tenants.database import DatabaseError
@@ -106,7 +106,7 @@ def _still_valid(caller: Caller) -> Caller:
     if caller.revoked:
         raise InvalidKey("revoked")
     if not caller.tenant_active:
-        raise InvalidKey("tenant suspended")
+        raise InvalidKey(SUSPENDED)
     if caller.expires_at_ms is not None and caller.expires_at_ms <= clock.now_ms():
         raise InvalidKey("expired")
     return caller

@@ -12,14 +12,16 @@ from uuid import UUID
 
 from budgets import refusals
 from budgets.exceptions import CountersUnavailable, LimitReached, StaleCaller
-from budgets.reservations import Demand, Reservation, Standing, look, reserve
+from budgets.kill_switches import Switch, stopping
+from budgets.reservations import Demand, Reservation, Standing, look, refuse_killed, reserve
 from keys import verification
 from keys.verification import Caller
 from proxy.calls import Call, Route
-from proxy.catalog import Target, catalog
+from proxy.catalog import Installed, Target, catalog
 from proxy.clamping import under
 from proxy.errors import answer_to
 from proxy.exceptions import ModelRefused, OptionRefused
+from tenants.clock import clock
 from tenants.exceptions import Refusal
 from tenants.quick_settings import settings
 
@@ -44,9 +46,9 @@ async def admit(
     """Ask the ordered questions; return only when every answer is yes.
 
     Who calls (``InvalidKey``)? What is asked, and is it well formed
-    (``BadRequest``)? May the caller use this model, and is it installed
-    (``ModelRefused``, ``NoModels``)? What of the options does its policy leave
-    (``OptionRefused``)? Is there room in every limit that applies
+    (``BadRequest``)? Is a kill switch on (``Killed``)? May the caller use this
+    model, and is it installed (``ModelRefused``, ``NoModels``)? What of the
+    options does its policy leave (``OptionRefused``)? Is there room in every limit that applies
     (``BudgetExhausted``, ``RateLimited`` …)? The last one is a single step in
     Redis, which also knows whether what this process remembers of the key, its
     tenant and the settings is still true; if not, it is read again, once. A no
@@ -58,9 +60,10 @@ async def admit(
         call = await asyncio.to_thread(parse, body) if len(body) > LARGE_BODY_BYTES else parse(body)
         model = call.model
         for _ in range(2):
-            await catalog.catch_up(caller)
             try:
-                target = catalog.resolve(caller, model)
+                switches = await refuse_killed(caller)
+                await catalog.catch_up(caller)
+                target = catalog.resolve(caller, model, closed_upstreams(switches))
                 allowed = under(caller.policy, call)
                 return Admission(allowed, target, await reserve(caller, _demand(request_id, allowed, target)))
             except StaleCaller:
@@ -75,16 +78,52 @@ async def admit(
         raise
 
 
-async def recognise(headers: Mapping[str, str]) -> tuple[Caller, list[Standing]]:
-    """The caller of a listing, which needs no room but a good key, and how its limits stand."""
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Somebody who only looks: a good key, how its limits stand, and the models it may call now."""
+
+    caller: Caller
+    standing: list[Standing]
+    switches: tuple[Switch, ...]
+
+    def offered(self) -> list[Installed]:
+        """The models that a call of the caller would find; raises ``NoModels``."""
+        return [
+            model
+            for model in catalog.effective(self.caller)
+            if any(self._switch(model.name, name) is None for name in model.upstreams)
+        ]
+
+    def find(self, name: str) -> Target:
+        """Where ``name`` runs for the caller; raises as ``Catalog.resolve`` does, and ``Killed``."""
+        target = catalog.resolve(self.caller, name, closed_upstreams(self.switches))
+        if switch := self._switch(target.model.name, target.upstream):
+            raise switch.refusal()
+        return target
+
+    def _switch(self, model: str, upstream: str) -> Switch | None:
+        return stopping(self.switches, clock.now_ms(), model, upstream)
+
+
+async def recognise(headers: Mapping[str, str]) -> Visitor:
+    """Who asks for a listing, which needs no room but a good key."""
     caller = await verification.identify(headers)
     for _ in range(2):
-        await catalog.catch_up(caller)
         try:
-            return caller, await look(caller)
+            switches = await refuse_killed(caller)
+            await catalog.catch_up(caller)
+            return Visitor(caller, await look(caller), switches)
         except StaleCaller:
             caller = await verification.reload(caller.public_id)
     raise CountersUnavailable
+
+
+def closed_upstreams(switches: tuple[Switch, ...]) -> frozenset[str]:
+    """The upstreams that calls are not sent to if their model is installed elsewhere too."""
+    if not switches:
+        return frozenset()
+    now_ms = clock.now_ms()
+    return frozenset(one.upstream for one in switches if one.upstream and one.until_ms > now_ms)
 
 
 def _demand(request_id: UUID, call: Call, target: Target) -> Demand:

@@ -119,8 +119,8 @@ class Catalog:
         self._running: Counter[str] = Counter()
         self._flights: SingleFlight[None] = SingleFlight()
 
-    def resolve(self, caller: Caller, name: str) -> Target:
-        """Where ``name`` runs for this caller.
+    def resolve(self, caller: Caller, name: str, closed: frozenset[str] = frozenset()) -> Target:
+        """Where ``name`` runs for this caller, at an upstream that is not ``closed`` if there is one.
 
         Raises ``NoModels`` when nothing is known to be installed, ``BadRequest``
         for what is no name, and what looks like one and the same
@@ -133,7 +133,8 @@ class Catalog:
         model = models.get(plain)
         if model is None or not may_use(caller, plain):
             raise ModelRefused(name)
-        chosen = min(model.upstreams, key=lambda one: self._running[one])
+        upstreams = [one for one in model.upstreams if one not in closed] if closed else model.upstreams
+        chosen = min(upstreams or model.upstreams, key=lambda one: self._running[one])
         return Target(model, chosen, self._addresses[chosen])
 
     def effective(self, caller: Caller) -> list[Installed]:

@@ -21,15 +21,26 @@ import orjson
 
 from budgets.exceptions import (
     BacklogFull,
+    BudgetCut,
     BudgetExhausted,
+    CallStopped,
     ClockDoubtful,
     ConcurrencyLimited,
     CountersUnavailable,
+    HoldLost,
+    KeyEnded,
+    KeyKilled,
     KeyNoLongerValid,
     LimitReached,
+    ModelKilled,
+    PlatformKilled,
     PriceMissing,
     RateLimited,
+    StoppedByOperator,
+    TenantKilled,
+    TenantSuspended,
     TooLarge,
+    UpstreamKilled,
 )
 from budgets.reservations import Standing
 from keys.exceptions import InvalidKey, KeysUnavailable
@@ -37,7 +48,6 @@ from proxy.calls import Dialect, Framing, Route
 from proxy.exceptions import (
     BadRequest,
     BodyTooLarge,
-    CallStopped,
     CloudModelRefused,
     Draining,
     GpuTimeOver,
@@ -127,9 +137,21 @@ ANSWERS: dict[type[Refusal], Answer] = {
     PriceMissing: _forbidden(
         "price_missing", "A budget counts money and this model has no price yet. Ask the operator to set one."
     ),
-    CallStopped: _forbidden(
-        "call_stopped", "This call was stopped: its key or its tenant is off, or an operator ended it."
+    KeyEnded: Answer(
+        401,
+        "invalid_request_error",
+        "key_ended",
+        "This call was stopped: its API key was revoked or has expired.",
     ),
+    TenantSuspended: _forbidden("tenant_suspended", "This call was stopped: its tenant was suspended."),
+    PlatformKilled: _forbidden("kill_switch_platform", "An operator has stopped all calls."),
+    TenantKilled: _forbidden("kill_switch_tenant", "An operator has stopped all calls of this tenant."),
+    KeyKilled: _forbidden("kill_switch_key", "An operator has stopped all calls of this key."),
+    UpstreamKilled: _forbidden(
+        "kill_switch_upstream", "An operator has stopped all calls to this model's server."
+    ),
+    ModelKilled: _forbidden("kill_switch_model", "An operator has stopped all calls to this model."),
+    StoppedByOperator: _forbidden("call_stopped", "An operator stopped this call."),
     BodyTooLarge: _bad(413, "body_too_large", "The request body is too large."),
     UnsupportedMedia: _bad(415, "unsupported_encoding", "Send the request body without Content-Encoding."),
     BudgetExhausted: Answer(
@@ -140,6 +162,12 @@ ANSWERS: dict[type[Refusal], Answer] = {
         "insufficient_quota",
         "gpu_time_over",
         "A budget has no more GPU time for this request, so it was cut.",
+    ),
+    BudgetCut: Answer(
+        429,
+        "insufficient_quota",
+        "budget_cut",
+        "This call was stopped: a budget was lowered below what is used and held of it.",
     ),
     RateLimited: _later(429, "rate_limit_exceeded", "A rate limit is reached.", 1),
     ConcurrencyLimited: _later(
@@ -157,6 +185,9 @@ ANSWERS: dict[type[Refusal], Answer] = {
     CountersUnavailable: _later(503, "counters_unavailable", _BLIND, 2),
     ClockDoubtful: _later(503, "clock_doubtful", "The clocks here do not agree, so nothing is started.", 10),
     BacklogFull: _later(503, "backlog_full", _BLIND, 10),
+    HoldLost: _later(
+        503, "hold_lost", "This call was stopped: the gateway lost the room set aside for it. Try again.", 1
+    ),
     Draining: _later(503, "draining", "This gateway process is about to stop. Try again.", 1),
 }
 
@@ -196,6 +227,11 @@ def answer_to(refusal: BaseException) -> Answer:
 def status_of(refusal: BaseException) -> int:
     """The status with which ``refusal`` is told."""
     return answer_to(refusal).status
+
+
+def code_of(refusal: BaseException) -> str:
+    """The code with which ``refusal`` is told, or would be in a dialect that has codes."""
+    return answer_to(refusal).code
 
 
 def dialect_of(path: str) -> Dialect:
@@ -276,6 +312,8 @@ def _sentence(refusal: BaseException, answer: Answer) -> str:
         return refusal.sentence
     if isinstance(refusal, UpstreamRefused) and answer.status == 400:
         return _presentable(refusal.text) or answer.sentence
+    if isinstance(refusal, CallStopped) and refusal.message:
+        return f"{answer.sentence} {refusal.message}"
     if isinstance(refusal, LimitReached) and refusal.standing:
         return f"{answer.sentence} {_described(refusal.standing[0])}"
     return answer.sentence

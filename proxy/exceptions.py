@@ -3,6 +3,7 @@
 Status, code and sentence of each are in ``proxy.errors.ANSWERS``.
 """
 
+from budgets.exceptions import CallStopped
 from tenants.exceptions import Refusal
 
 
@@ -80,10 +81,6 @@ class UpstreamRefused(Refusal):
 
 class OutputCapPassed(Refusal):
     """Ollama went on beyond the number of tokens that it was told."""
-
-
-class CallStopped(Refusal):
-    """A running call was ended from outside. The reason is for the books only."""
 
 
 class GpuTimeOver(CallStopped):

@@ -12,10 +12,11 @@ from typing import Any
 import httpx
 import orjson
 
+from budgets.exceptions import CallStopped
 from proxy import upstream
 from proxy.calls import BYTES_PER_TOKEN
-from proxy.errors import last_frame
-from proxy.exceptions import CallStopped, GpuTimeOver, OutputCapPassed, UpstreamFailed
+from proxy.errors import code_of, last_frame
+from proxy.exceptions import GpuTimeOver, OutputCapPassed, UpstreamFailed
 from proxy.framing import Frames
 from proxy.metering import Meter, counters_in, frame_end, text_in
 from proxy.running import RunningCall, keep
@@ -68,7 +69,7 @@ class Stream:
         client leaves, we are cancelled or closed: the upstream is closed, so
         that it stops generating, and what went by is settled.
         """
-        outcome = "client_left"
+        outcome, code = "client_left", ""
         try:
             if self._meter.ended:
                 self._settle("completed")
@@ -86,17 +87,18 @@ class Stream:
             await self._see_the_end()
         except Refusal as refusal:
             told = self._running.stopped_by or refusal
-            outcome = outcome_of(told)
+            outcome, code = outcome_of(told), code_of(told)
             yield last_frame(told, self._route)
         except Exception:
             # Whatever it is, the client has to learn that its answer is not whole.
             logger.exception("the answer to request %s broke", self._running.reservation.request_id)
-            outcome = "failed"
-            yield last_frame(UpstreamFailed("the gateway failed"), self._route)
+            told = UpstreamFailed("the gateway failed")
+            outcome, code = "failed", code_of(told)
+            yield last_frame(told, self._route)
         finally:
-            self._settle(outcome)
+            self._settle(outcome, code)
             await close_quietly(self._response)
-            await asyncio.shield(self._settle(outcome))
+            await asyncio.shield(self._settle(outcome, code))
 
     def _take(self, packet: bytes) -> bytes:
         """What of a packet is passed on; frames before one that is trouble still are."""
@@ -129,11 +131,13 @@ class Stream:
         if not self._meter.ended:
             raise UpstreamFailed("the answer ended before it was whole")
 
-    def _settle(self, outcome: str) -> asyncio.Task[None]:
+    def _settle(self, outcome: str, refusal: str = "") -> asyncio.Task[None]:
         """Begin to settle the call; a repeat returns what was begun."""
         if self._settling is None:
             meter = self._meter
-            self._settling = keep(self._running.end(outcome, 200, meter.counters, meter.output_estimate))
+            self._settling = keep(
+                self._running.end(outcome, 200, meter.counters, meter.output_estimate, refusal)
+            )
         return self._settling
 
 

@@ -22,7 +22,7 @@ from budgets.settlements import Moments
 from proxy.admission import Admission
 from proxy.calls import Call
 from proxy.catalog import catalog
-from proxy.exceptions import CallStopped, GpuTimeOver, UpstreamTimeout
+from proxy.exceptions import GpuTimeOver, UpstreamTimeout
 from proxy.metering import Counters, Meter, usage_of
 from tenants.exceptions import Refusal
 from tenants.quick_settings import settings
@@ -85,8 +85,8 @@ class RunningCall:
 
     def look(self, now: float) -> None:
         """Stop the call if there is a reason to; ``now`` is monotonic, in seconds."""
-        if self.reservation.stopped.is_set():
-            self.stop(CallStopped(self.reservation.stop_reason))
+        if self.reservation.stopped_by is not None:
+            self.stop(self.reservation.stopped_by)
         granted_ms = self.reservation.gpu_cap_ms
         # Before the time is over: when it is looked at next, it would be too late.
         if granted_ms is not None and self.reservation.elapsed_ms() + WATCH_SECONDS * 1000 > granted_ms:
@@ -98,19 +98,27 @@ class RunningCall:
         ):
             self.stop(UpstreamTimeout())
 
-    async def end(self, outcome: str, status: int, counters: Counters | None, output_estimate: int) -> None:
+    async def end(
+        self,
+        outcome: str,
+        status: int,
+        counters: Counters | None,
+        output_estimate: int,
+        refusal: str = "",
+    ) -> None:
         """Settle the call with what it used; a call that has ended stays as it is.
 
+        ``refusal`` is the code of what the client was told, if that was trouble.
         A cancellation comes out of here and does not keep the call from being settled.
         """
         if self._leave():
             usage = usage_of(self.call, counters, output_estimate, self.reservation.elapsed_ms())
-            await settle(self.reservation, usage, outcome, self._moments(), status)
+            await settle(self.reservation, usage, outcome, self._moments(), status, refusal)
 
-    async def give_back(self, outcome: str, status: int) -> None:
+    async def give_back(self, outcome: str, status: int, refusal: str) -> None:
         """Release the call's room: upstream did no work for it. Otherwise as ``end``."""
         if self._leave():
-            await release(self.reservation, outcome, status, self._moments())
+            await release(self.reservation, outcome, status, self._moments(), refusal)
 
     def _leave(self) -> bool:
         """Stop being a running call; False for one that is none any more."""

@@ -15,6 +15,7 @@ from uuid import UUID
 import orjson
 from django.http import HttpRequest
 
+from budgets.exceptions import CallStopped
 from budgets.reservations import Standing
 from proxy import upstream
 from proxy.admission import Admission, admit, recognise
@@ -22,8 +23,8 @@ from proxy.calls import Call, Dialect, Framing, Route
 from proxy.catalog import catalog
 from proxy.clamping import described
 from proxy.dialects import anthropic, ollama, openai
-from proxy.errors import dialect_of, limit_headers, render, status_of
-from proxy.exceptions import CallStopped, RouteRefused, SecretInUrl, UnsupportedMedia
+from proxy.errors import INTERNAL, code_of, dialect_of, limit_headers, render, status_of
+from proxy.exceptions import RouteRefused, SecretInUrl, UnsupportedMedia
 from proxy.metering import meter_for
 from proxy.relay import Stream, outcome_of, whole_answer
 from proxy.replies import Reply
@@ -98,11 +99,11 @@ async def infer(
         await stream.begin()
         return Reply(200, _headers(admission, route.framing), stream.relay())
     except CallStopped as stopped:
-        await running.end(outcome_of(stopped), status_of(stopped), None, 0)
+        await running.end(outcome_of(stopped), status_of(stopped), None, 0, code_of(stopped))
         raise
     except Refusal as refusal:
         # Nothing was delivered, and that was not for the client to help.
-        await running.give_back(outcome_of(refusal), status_of(refusal))
+        await running.give_back(outcome_of(refusal), status_of(refusal), code_of(refusal))
         raise
     except asyncio.CancelledError:
         # The client left while a model was loading or at work: the prompt is charged by estimate.
@@ -110,7 +111,7 @@ async def infer(
         raise
     except Exception:
         # A fault of ours must not keep the room that was set aside.
-        await running.give_back("failed", 500)
+        await running.give_back("failed", INTERNAL.status, INTERNAL.code)
         raise
 
 
@@ -134,23 +135,23 @@ def _headers(admission: Admission, framing: Framing) -> dict[str, str]:
 @door
 async def tags(request: HttpRequest, request_id: UUID) -> Reply:
     """GET /api/tags: the models that this key may call."""
-    caller, standing = await recognise(request.headers)
-    return _json({"models": [model.entry for model in catalog.effective(caller)]}, standing)
+    visitor = await recognise(request.headers)
+    return _json({"models": [model.entry for model in visitor.offered()]}, visitor.standing)
 
 
 @door
 async def show(request: HttpRequest, request_id: UUID) -> Reply:
     """POST /api/show: one of these models, without what its maker or operator wrote into it."""
-    caller, standing = await recognise(request.headers)
-    return _json(catalog.resolve(caller, ollama.parse_show(request.body)).model.shown, standing)
+    visitor = await recognise(request.headers)
+    return _json(visitor.find(ollama.parse_show(request.body)).model.shown, visitor.standing)
 
 
 @door
 async def ps(request: HttpRequest, request_id: UUID) -> Reply:
     """GET /api/ps: which of these models are loaded now."""
-    caller, standing = await recognise(request.headers)
-    allowed = {model.name for model in catalog.effective(caller)}
-    return _json({"models": await catalog.loaded(allowed)}, standing)
+    visitor = await recognise(request.headers)
+    allowed = {model.name for model in visitor.offered()}
+    return _json({"models": await catalog.loaded(allowed)}, visitor.standing)
 
 
 @door
@@ -168,26 +169,26 @@ async def root(request: HttpRequest, request_id: UUID) -> Reply:
 @door
 async def models(request: HttpRequest, request_id: UUID) -> Reply:
     """GET /v1/models: the models that this key may call."""
-    caller, standing = await recognise(request.headers)
-    data = [openai.model_object(model.entry) for model in catalog.effective(caller)]
-    return _json({"object": "list", "data": data}, standing, Dialect.OPENAI)
+    visitor = await recognise(request.headers)
+    data = [openai.model_object(model.entry) for model in visitor.offered()]
+    return _json({"object": "list", "data": data}, visitor.standing, Dialect.OPENAI)
 
 
 @door
 async def model(request: HttpRequest, request_id: UUID, name: str) -> Reply:
     """GET /v1/models/{id}: one of them; an id with a slash may be sent percent-encoded or plain."""
-    caller, standing = await recognise(request.headers)
-    entry = catalog.resolve(caller, name).model.entry
-    return _json(openai.model_object(entry), standing, Dialect.OPENAI)
+    visitor = await recognise(request.headers)
+    entry = visitor.find(name).model.entry
+    return _json(openai.model_object(entry), visitor.standing, Dialect.OPENAI)
 
 
 @door
 async def count_tokens(request: HttpRequest, request_id: UUID) -> Reply:
     """POST /v1/messages/count_tokens: an estimate of ours; nothing is sent upstream."""
-    caller, standing = await recognise(request.headers)
+    visitor = await recognise(request.headers)
     counted = anthropic.parse_count(request.body)
-    catalog.resolve(caller, counted.model)
-    return _json({"input_tokens": counted.input_tokens}, standing, Dialect.ANTHROPIC)
+    visitor.find(counted.model)
+    return _json({"input_tokens": counted.input_tokens}, visitor.standing, Dialect.ANTHROPIC)
 
 
 @door

@@ -120,9 +120,12 @@ def pending() -> list[str]:
     )
 
 
-def in_force(tenant_id: UUID) -> bool:
-    """Whether Redis holds the number of all that is committed about a tenant; False if it cannot be asked."""
-    subject = subject_of(tenant_id)
+def in_force(tenant_id: UUID | None) -> bool:
+    """Whether Redis holds the number of all that is committed about a tenant, or about the platform (None).
+
+    False if it cannot be asked.
+    """
+    subject = PLATFORM if tenant_id is None else subject_of(tenant_id)
     try:
         score = redis_now().zscore(NUMBERS, subject)
     except RedisError:

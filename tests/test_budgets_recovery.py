@@ -20,11 +20,19 @@ from django.db import connection, transaction
 
 from budgets import epochs, ledger, reservations, spool
 from budgets.counters import CLOCK, EPOCH, GENERATIONS, STOPS, hold_key
-from budgets.exceptions import BudgetExhausted, ClockDoubtful, CountersUnavailable
+from budgets.exceptions import (
+    BudgetExhausted,
+    ClockDoubtful,
+    CountersUnavailable,
+    HoldLost,
+    KeyEnded,
+    StoppedByOperator,
+)
 from budgets.heartbeats import Heartbeats, Progress
 from budgets.models import CounterEpoch, LedgerEntry, ParkedRecord, SpooledSettlement
 from budgets.rebuild import ensure_epoch
 from budgets.reservations import Reservation, release, reserve, settle
+from budgets.running_calls import ask_to_end
 from budgets.settlements import Moments
 from budgets.sweeping import sweep
 from keys.services import issue_key, revoke_key
@@ -308,17 +316,18 @@ def test_a_heartbeat_makes_hold_and_leases_last() -> None:
     hold = redis().hgetall(hold_key(reservation.request_id))
     assert (hold[b"output"], hold[b"phase"]) == (b"42", b"started")
     assert sweep() == 0
-    assert not reservation.stopped.is_set()
+    assert reservation.stopped_by is None
 
 
 def test_a_call_is_told_to_stop() -> None:
     reservation, other = admit(caller := ada()), admit(caller)
-    redis().hset(STOPS, str(reservation.request_id), "operator")
+    ask_to_end([reservation.request_id], "Too slow.")
 
     beat(reservation, other)
 
-    assert (reservation.stopped.is_set(), reservation.stop_reason) == (True, "operator")
-    assert not other.stopped.is_set()
+    assert isinstance(reservation.stopped_by, StoppedByOperator)
+    assert reservation.stopped_by.message == "Too slow."
+    assert other.stopped_by is None
     end(reservation)
     assert redis().hlen(STOPS) == 0
 
@@ -330,7 +339,7 @@ def test_a_call_whose_hold_was_swept_is_told_to_stop() -> None:
 
     beat(reservation)
 
-    assert reservation.stop_reason == "hold_lost"
+    assert isinstance(reservation.stopped_by, HoldLost)
 
 
 def test_calls_of_a_revoked_key_are_told_to_stop_and_others_are_not() -> None:
@@ -343,14 +352,14 @@ def test_calls_of_a_revoked_key_are_told_to_stop_and_others_are_not() -> None:
 
     reservation, other = asyncio.run(admitted(secret)), asyncio.run(admitted(other_secret))
     beat(reservation, other)
-    before = reservation.stopped.is_set()
+    before = reservation.stopped_by
 
     revoke_key(key=key, actor="test", reason="lost")
     beat(reservation, other)
 
-    assert not before
-    assert reservation.stop_reason == "key_no_longer_valid"
-    assert not other.stopped.is_set()
+    assert before is None
+    assert isinstance(reservation.stopped_by, KeyEnded)
+    assert other.stopped_by is None
 
 
 def rebuild_elsewhere(*, force: bool = False) -> threading.Thread:

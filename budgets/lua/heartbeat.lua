@@ -12,16 +12,17 @@
 -- ARGV[5]     the tenant's subject among the generations
 --
 -- Returns {state, request id, reason to stop or empty, generation of the tenant,
--- generation of the platform}; a generation Redis does not have is -1. The state
--- is held; or, with nothing written: settled, swept, void, or missing when Redis
+-- generation of the platform, now in ms}; a generation Redis does not have is -1. The
+-- state is held; or, with nothing written: settled, swept, void, or missing when Redis
 -- lost the hold.
 --
 -- A repeat does the same again; a late one takes nothing back.
 
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local state = redis.call('HGET', KEYS[1], 'state') or 'missing'
 if state == 'held' then
-  local time = redis.call('TIME')
-  local deadline = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2]
+  local deadline = now + ARGV[2]
   local before = redis.call('HMGET', KEYS[1], 'output', 'phase')
   redis.call('HSET', KEYS[1],
     'output', math.max(tonumber(before[1]), tonumber(ARGV[3])),
@@ -37,4 +38,5 @@ return {
   redis.call('HGET', KEYS[3], ARGV[1]) or '',
   tonumber(redis.call('ZSCORE', KEYS[4], ARGV[5]) or -1),
   tonumber(redis.call('ZSCORE', KEYS[4], 'platform') or -1),
+  now,
 }

@@ -1,0 +1,100 @@
+"""The calls that run in all processes, as Redis knows them, and the request to end one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, TypeVar
+from uuid import UUID
+
+import orjson
+
+from budgets.counters import HOLDS, STOP, STOPS, hold_key, redis_in_bytes, run_now
+from budgets.models import RunningCall
+
+BATCH = 200
+FIELDS = ("state", "call", "admitted", "output", "cap", "phase")
+
+One = TypeVar("One")
+
+
+def running_calls(*, tenant_id: UUID | None = None, key_id: UUID | None = None) -> Iterator[RunningCall]:
+    """The running calls of everybody, of a tenant, or of a key, in no order.
+
+    Redis is asked for some at a time, so that nobody waits for a long list. A
+    call that runs from the first question to the last is among them; one that
+    began or ended meanwhile may be. Raises ``RedisError``.
+    """
+    redis = redis_in_bytes()
+    seen: set[bytes] = set()
+    for batch in _batches(redis.zscan_iter(HOLDS, count=BATCH)):
+        names = [name for name, _ in batch if name not in seen]
+        seen.update(names)
+        if not names:
+            continue
+        pipeline = redis.pipeline(transaction=False)
+        for name in names:
+            pipeline.hmget(hold_key(name.decode()), *FIELDS)
+        pipeline.hmget(STOPS, names)
+        *holds, reasons = pipeline.execute()
+        for hold, reason in zip(holds, reasons, strict=True):
+            call = _call_in(hold, reason)
+            if call is not None and tenant_id in (None, call.tenant_id) and key_id in (None, call.key_id):
+                yield call
+
+
+def running_call(request_id: UUID) -> RunningCall | None:
+    """One running call; None if there is none with this id. Raises ``RedisError``."""
+    redis = redis_in_bytes()
+    hold = redis.hmget(hold_key(request_id), *FIELDS)
+    return _call_in(hold, redis.hget(STOPS, str(request_id)))
+
+
+def _call_in(hold: list[Any], reason: bytes | None) -> RunningCall | None:
+    """A call by its hold; None when it has ended meanwhile."""
+    state, facts, admitted, output, cap, phase = hold
+    if state != b"held":
+        return None
+    call = orjson.loads(facts)
+    return RunningCall(
+        request_id=UUID(call["request_id"]),
+        tenant_id=UUID(call["tenant_id"]),
+        key_id=UUID(call["key_id"]),
+        **{name: call[name] for name in ("tenant", "key", "member", "model", "upstream", "route", "stream")},
+        admitted_at=datetime.fromtimestamp(int(admitted) / 1000, UTC),
+        output_tokens=int(output),
+        output_cap=int(cap),
+        started=phase == b"started",
+        stopping=reason is not None,
+    )
+
+
+def ask_to_end(request_ids: Iterable[UUID], message: str) -> list[UUID]:
+    """Have the next heartbeat of each of these calls end it; returns those that are running.
+
+    ``message`` is told to their callers. Raises ``RedisError``.
+    """
+    found: list[UUID] = []
+    for batch in _batches(map(str, request_ids)):
+        keys = [STOPS, *map(hold_key, batch)]
+        found += [UUID(name.decode()) for name in run_now(STOP, keys, _as_reason(message), *batch)]
+    return found
+
+
+def _batches(items: Iterable[One]) -> Iterator[list[One]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, BATCH)):
+        yield batch
+
+
+OPERATOR = "operator"
+
+
+def _as_reason(message: str) -> str:
+    return f"{OPERATOR}\n{message}"
+
+
+def message_in(reason: bytes) -> str:
+    """What a caller is told, of a reason as it lies in Redis."""
+    return reason.decode().partition("\n")[2]

@@ -1,0 +1,11 @@
+"""The management API of this app."""
+
+from rest_framework.routers import SimpleRouter
+
+from budgets.api import KillSwitchViewSet, RunningCallViewSet
+
+router = SimpleRouter(use_regex_path=False)
+router.register("kill-switches", KillSwitchViewSet, basename="kill-switch")
+router.register("running-calls", RunningCallViewSet, basename="running-call")
+
+urlpatterns = router.urls

@@ -1,0 +1,49 @@
+"""How the management API tells what went wrong: problem details (RFC 9457)."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db import Error as DatabaseError
+from rest_framework.exceptions import APIException
+from rest_framework.exceptions import ValidationError as InvalidData
+from rest_framework.response import Response
+from rest_framework.serializers import as_serializer_error
+from rest_framework.views import exception_handler
+
+from tenants.redis import RedisError
+
+logger = logging.getLogger(__name__)
+
+
+def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
+    """The answer for an exception of a view; None for a fault of ours, which Django tells.
+
+    ``errors`` has what is wrong with each field. When a store cannot be asked
+    the answer is 503: nobody knows, which is neither yes nor no.
+    """
+    if isinstance(exc, ValidationError):
+        exc = InvalidData(as_serializer_error(exc))
+    if isinstance(exc, DatabaseError | RedisError):
+        logger.warning("a store could not be asked: %r", exc)
+        return _response(503, "A store that knows the answer cannot be reached. Try again.")
+    told = exception_handler(exc, context)
+    if told is None:
+        return None
+    if isinstance(exc, InvalidData):
+        answer = _response(told.status_code, "Something in the request is not valid.", errors=exc.detail)
+    else:
+        answer = _response(told.status_code, str(exc.detail) if isinstance(exc, APIException) else "")
+    for name, value in told.items():
+        if name != "Content-Type":
+            answer[name] = value
+    return answer
+
+
+def _response(status: int, detail: str, **more: Any) -> Response:
+    title = HTTPStatus(status).phrase
+    described = {"type": "about:blank", "title": title, "status": status, "detail": detail or title, **more}
+    return Response(described, status=status, content_type="application/problem+json")
