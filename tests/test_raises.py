@@ -166,7 +166,7 @@ class TestServices:
             {"ends_at": now() - timedelta(seconds=1)},
             {"starts_at": now() + timedelta(days=1)},
         ],
-        ids=str,
+        ids="-".join,
     )
     def test_what_a_raise_cannot_be_is_refused(self, budget: Budget, changes: dict[str, Any]) -> None:
         with pytest.raises(ValidationError):
