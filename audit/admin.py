@@ -149,6 +149,7 @@ class RequestEventAdmin(ReadOnlyAdmin):
         "key",
         "route",
         "model",
+        "run",
         "status",
         "outcome",
         "refusal",
@@ -158,6 +159,6 @@ class RequestEventAdmin(ReadOnlyAdmin):
         "exact",
     ]
     list_filter = ["at", StatusFilter, "stream", "exact"]
-    search_fields = ["=tenant", "=key", "=model", "=refusal"]
-    search_help_text = "Id of a request, a key or a tenant, or a whole tenant, key, model or refusal code"
+    search_fields = ["=tenant", "=key", "=model", "=run", "=refusal"]
+    search_help_text = "Id of a request, key or tenant, or a whole tenant, key, model, run or refusal code"
     id_fields = ("request_id", "key_id", "tenant_id")

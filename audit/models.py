@@ -61,6 +61,9 @@ class RequestEvent(models.Model):
     model = models.TextField(blank=True)
     upstream = models.TextField(blank=True)
     stream = models.BooleanField(default=False)
+    run = models.TextField(
+        blank=True, default="", db_default="", help_text="What the client named as its run."
+    )
     status = models.SmallIntegerField(help_text="HTTP status the client was given.")
     outcome = models.TextField()
     refusal = models.TextField(blank=True)

@@ -2,7 +2,8 @@
 
 Nothing waits for this: a period ends by the clock, whether it is closed or not.
 Only periods that have a row in ``BudgetPeriod`` are closed, so of a period in
-which nothing was used or refused there is no closing.
+which nothing was used or refused there is no closing. Nor is there of single
+runs: they are many, and nobody waits for the end of their day.
 
 A period is closed when no call holds room in it any more and the ledger has
 all that these calls settled. What turns up later still (a process was cut off
@@ -57,7 +58,8 @@ def close_periods() -> int:
         return 0
     # Over by both clocks: one of them may have jumped.
     over = min(now(), datetime.fromtimestamp(redis.time()[0], UTC)) - PATIENCE
-    quiet = _nothing_held(BudgetPeriod.objects.filter(told=None, period_end__lte=over).order_by("period_end"))
+    past = BudgetPeriod.objects.filter(told=None, run="", period_end__lte=over)
+    quiet = _nothing_held(past.order_by("period_end"))
     if not quiet or SpooledSettlement.objects.exists():
         return 0
     # Nothing is held, so all that was settled stands before this in the stream.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,8 +50,9 @@ class Counter:
 
     ``id`` is the row's, in hex, and ``key`` the name in Redis. ``start`` and ``end`` are the period of a
     budget in seconds since 1970 and None otherwise; a period without ``end``
-    lasts for ever. ``expires``: at which second the counter may go, False for
-    never.
+    lasts for ever. ``run``: of which run. ``expires``: at which second the
+    counter may go, False for never. That of a run without an end may go when
+    nobody has used it for as long as others stay after their end.
     """
 
     kind: Kind
@@ -58,17 +60,27 @@ class Counter:
     unit: str
     start: int | None
     end: int | None
+    run: str = ""
     key: str = field(init=False, compare=False)
     expires: int | Literal[False] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         name = f"{self.kind}:{self.id}" if self.kind != "budget" else f"budget:{self.id}:{self.start}"
+        if self.run:
+            name += f":{self.run}"
         # Asked for several times in every call; the instance itself is used for a whole period.
         object.__setattr__(self, "key", f"{PARTITION}:{name}")
-        object.__setattr__(self, "expires", False if self.end is None else self.end + GRACE_SECONDS)
+        last = int(time.time()) if self.is_put_off else self.end
+        object.__setattr__(self, "expires", False if last is None else last + GRACE_SECONDS)
+
+    @property
+    def is_put_off(self) -> bool:
+        """Whether each call puts off when the counter may go."""
+        return bool(self.run) and self.kind == "budget" and self.end is None
 
     def as_list(self) -> list[Any]:
-        return [self.kind, self.id, self.unit, self.start, self.end]
+        """For JSON; ``Counter(*…)`` reads it back."""
+        return [self.kind, self.id, self.unit, self.start, self.end, self.run]
 
 
 @dataclass(frozen=True, slots=True)

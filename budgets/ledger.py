@@ -291,6 +291,7 @@ def _record(fields: Fields | None) -> Record:
                 "model", "upstream", "route", "operation", "dialect", "stream",
             )
         },
+        run=call.get("run", ""),
         day=_day(ended_at, call["time_zone"]),
         admitted_at=_instant(end["admitted_ms"]),
         started_at=_instant_or_none(end["started_ms"]),
@@ -453,11 +454,14 @@ def _add_to_budget_periods(sums: Tally[Counter], column: str) -> None:
             "budget_id": UUID(counter.id),
             "period_start": _second(counter.start),
             "period_end": _second(counter.end),
+            "run": counter.run,
+            "last_at": datetime.now(UTC),
             column: amount,
         }
         for counter, amount in sums.items()
     ]
-    _add("budgets_budgetperiod", rows, ("budget_id", "period_start"), (column,), ("period_end",))
+    key = ("budget_id", "period_start", "run")
+    _add("budgets_budgetperiod", rows, key, (column,), ("period_end", "last_at"))
 
 
 def _second(seconds: int | None) -> datetime | None:
@@ -512,7 +516,7 @@ def _event_of(record: Record) -> RequestEvent:
             name: getattr(row, name)
             for name in (
                 "request_id", "tenant_id", "tenant", "key_id", "key", "route", "dialect", "model", "upstream",
-                "stream", "status", "outcome", "input_tokens", "output_tokens", "exact", "admitted_at",
+                "stream", "run", "status", "outcome", "input_tokens", "output_tokens", "exact", "admitted_at",
                 "first_byte_at", "ended_at",
             )
         },
@@ -567,7 +571,8 @@ def _event_of_refusal(stream_id: bytes, noted: dict[str, Any]) -> RequestEvent:
         tenant_id=_uuid(noted.get("tenant_id")),
         key_id=_uuid(noted.get("key_id")),
         **{
-            name: text(name) for name in ("tenant", "key", "route", "dialect", "model", "upstream", "refusal")
+            name: text(name)
+            for name in ("tenant", "key", "route", "dialect", "model", "upstream", "run", "refusal")
         },
         outcome=text("outcome") or "refused",
         stream=bool(noted.get("stream")),

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from budgets.reservations import Reservation
 
 REMEMBERED_KEYS = 10_000
+# For each of them.
+REMEMBERED_COUNTINGS = 1_000
+A_DAY_MS = 86_400_000
 
 UNITS_OF_RATES: dict[str, tuple[Kind, str]] = {
     Measure.REQUESTS_PER_MINUTE: ("rate", "requests"),
@@ -78,14 +81,17 @@ class Limit:
     _counter: Counter | None = field(default=None, repr=False, compare=False)
     _period: periods.Period | None = field(default=None, repr=False, compare=False)
 
-    def counter(self, now_ms: float) -> Counter:
-        """The counter that a call beginning now is counted on."""
-        if self._counter is None or (self._period is not None and not self._period.contains(now_ms / 1000)):
+    def counter(self, now_ms: float, run: str = "") -> Counter:
+        """The counter that a call of ``run`` beginning now is counted on."""
+        run = run if self.scope == "run" else ""
+        past = self._period is not None and not self._period.contains(now_ms / 1000)
+        if self._counter is None or past or run:
             if self.schedule is None:
-                self._counter = Counter(self.kind, self.id, self.unit, None, None)
+                self._counter = Counter(self.kind, self.id, self.unit, None, None, run)
             else:
                 self._period = self.schedule.period(now_ms / 1000)
-                self._counter = Counter(self.kind, self.id, self.unit, self._period.start, self._period.end)
+                start, end = self._period.start, self._period.end
+                self._counter = Counter(self.kind, self.id, self.unit, start, end, run)
         return self._counter
 
     def at(self, now_ms: float) -> Limit:
@@ -103,8 +109,10 @@ class Limit:
             (since if edge <= now_ms else until).append(edge)
         return max(since, default=None), min(until, default=None)
 
-    def applies_to(self, model: str, upstream: str) -> bool:
-        return self.model in ("", model) and self.upstream in ("", upstream)
+    def applies_to(self, model: str, upstream: str, run: str) -> bool:
+        """Whether calls to a model at an upstream are counted; ``run`` empty: they belong to none."""
+        of_run = bool(run) or self.scope != "run"
+        return of_run and self.model in ("", model) and self.upstream in ("", upstream)
 
 
 @dataclass(slots=True)
@@ -128,9 +136,9 @@ class Counting:
     last: Reservation | None = None
 
     @classmethod
-    def of(cls, limits: tuple[Limit, ...], now_ms: float) -> Counting:
+    def of(cls, limits: tuple[Limit, ...], now_ms: float, run: str = "") -> Counting:
         limits = tuple(limit.at(now_ms) for limit in limits)
-        counters = tuple(limit.counter(now_ms) for limit in limits)
+        counters = tuple(limit.counter(now_ms, run) for limit in limits)
         stays = [limit.stays(now_ms) for limit in limits]
         return cls(
             limits=limits,
@@ -147,13 +155,18 @@ class Counting:
                     (
                         NONE if since is None else since,
                         NONE if until is None else until,
-                        counter.expires or NONE,
+                        -counter.expires if counter.is_put_off else counter.expires or NONE,
                     ),
                 )
                 for limit, counter, (since, until) in zip(limits, counters, stays, strict=True)
             ],
             _since_ms=max((since for since, _ in stays if since is not None), default=-inf),
-            _until_ms=min((until for _, until in stays if until is not None), default=inf),
+            _until_ms=min(
+                [until for _, until in stays if until is not None]
+                # So that what may go, and when, is worked out anew while the run goes on.
+                + [now_ms + A_DAY_MS for counter in counters if counter.is_put_off],
+                default=inf,
+            ),
         )
 
     def is_of(self, now_ms: float) -> bool:
@@ -175,14 +188,19 @@ class Limits:
     prices: dict[str, list[tuple[int, PinnedPrice]]]
     credit_tokens: int = 0
     switches: tuple[Switch, ...] = ()
-    _countings: dict[tuple[str, str], Counting] = field(default_factory=dict, repr=False)
+    _countings: dict[tuple[str, str, str], Counting] = field(default_factory=dict, repr=False)
 
-    def counting(self, model: str, upstream: str, now_ms: float) -> Counting:
-        """What limits a call to ``model`` (its canonical name) at ``upstream``, and its counters."""
-        known = self._countings.get((model, upstream))
+    def counting(self, model: str, upstream: str, now_ms: float, run: str = "") -> Counting:
+        """What limits a call of ``run`` to ``model`` (canonical name) at ``upstream``, and its counters."""
+        if run and not any(limit.scope == "run" for limit in self.limits):
+            run = ""
+        known = self._countings.get((model, upstream, run))
         if known is None or not known.is_of(now_ms):
-            applying = tuple(limit for limit in self.limits if limit.applies_to(model, upstream))
-            known = self._countings[model, upstream] = Counting.of(applying, now_ms)
+            if len(self._countings) >= REMEMBERED_COUNTINGS:
+                # There is no end of runs.
+                self._countings.clear()
+            applying = tuple(limit for limit in self.limits if limit.applies_to(model, upstream, run))
+            known = self._countings[model, upstream, run] = Counting.of(applying, now_ms, run)
         return known
 
     def price_of(self, model: str, now_ms: float) -> PinnedPrice | None:
@@ -261,6 +279,7 @@ def load(caller: Caller) -> Limits:
         | Q(scope="tenant") & ours
         | Q(scope="key", key=caller.key_id)
         | Q(scope__in=["model", "upstream"]) & (ours | Q(tenant=None))
+        | Q(scope="run") & ours & (Q(key=None) | Q(key=caller.key_id))
     )
     if caller.team_id is not None:
         applies |= Q(scope="team", team=caller.team_id)

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import F, Q
+from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from budgets.periods import LENGTHS, in_words
@@ -29,6 +30,7 @@ class Scope(models.TextChoices):
     KEY = "key"
     MODEL = "model"
     UPSTREAM = "upstream"
+    RUN = "run"
 
 
 class Unit(models.TextChoices):
@@ -72,6 +74,7 @@ SCOPE_COLUMNS: dict[str, tuple[set[str], set[str]]] = {
     Scope.KEY: ({"tenant", "key"}, set()),
     Scope.MODEL: ({"model"}, {"tenant"}),
     Scope.UPSTREAM: ({"upstream"}, {"tenant"}),
+    Scope.RUN: ({"tenant"}, {"key"}),
 }
 
 
@@ -93,7 +96,8 @@ class ScopedRow(models.Model):
     """What budgets and rate limits share: whose calls are counted on the row's one counter.
 
     A model or an upstream with a tenant counts this tenant's calls to it,
-    without one everybody's.
+    without one everybody's. A run has a counter for each run of the tenant, or
+    with a key of this key: what a client names in ``X-Tollgate-Run``.
     """
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
@@ -119,6 +123,7 @@ class ScopedRow(models.Model):
             Scope.TEAM: self.team,
             Scope.MEMBER: self.member,
             Scope.KEY: self.key,
+            Scope.RUN: self.key,
             Scope.MODEL: self.model,
             Scope.UPSTREAM: self.upstream,
         }.get(Scope(self.scope))
@@ -563,6 +568,9 @@ class LedgerEntry(models.Model):
         help_text="What Ollama told; where it told nothing, the time for which it had the call."
     )
     cost_micro_usd = models.BigIntegerField()
+    run = models.TextField(
+        blank=True, default="", db_default="", help_text="What the client named as its run."
+    )
     price_id = models.UUIDField(
         null=True, help_text="The price the cost was worked out with; null: no price was set."
     )
@@ -604,6 +612,9 @@ class LedgerEntry(models.Model):
             models.Index(fields=["tenant_id", "-ended_at"], name="budgets_ledgerentry_of_tenant"),
             models.Index(fields=["key_id", "-ended_at"], name="budgets_ledgerentry_of_key"),
             models.Index(fields=["-ended_at"], name="budgets_ledgerentry_newest"),
+            models.Index(
+                fields=["tenant_id", "run"], condition=~Q(run=""), name="budgets_ledgerentry_of_run"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -660,6 +671,8 @@ class UsageRollup(models.Model):
 class BudgetPeriod(models.Model):
     """What the ledger says was used of a budget in one period: what its counter must equal.
 
+    A budget of runs has one for each ``run``. ``last_at``: when something was
+    last added.
     ``refused`` counts the calls that the budget refused, or in shadow mode would
     have. Of a process that died, those of its last half second are not in it.
     ``told`` is the part of ``used`` that the closing and its late usage tell of;
@@ -669,6 +682,8 @@ class BudgetPeriod(models.Model):
     budget_id = models.UUIDField()
     period_start = models.DateTimeField()
     period_end = models.DateTimeField(null=True)
+    run = models.TextField(blank=True, default="", db_default="")
+    last_at = models.DateTimeField(default=now, db_default=Now())
     used = models.BigIntegerField(db_default=0)
     refused = models.BigIntegerField(db_default=0)
     told = models.BigIntegerField(null=True)
@@ -677,7 +692,8 @@ class BudgetPeriod(models.Model):
         ordering = ["-period_start"]
         constraints = [
             models.UniqueConstraint(
-                fields=["budget_id", "period_start"], name="budgets_budgetperiod_once_per_start"
+                fields=["budget_id", "period_start", "run"],
+                name="budgets_budgetperiod_once_per_start_and_run",
             ),
             models.CheckConstraint(
                 condition=Q(period_end=None) | Q(period_end__gt=F("period_start")),
@@ -693,7 +709,8 @@ class BudgetPeriod(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.budget_id} from {self.period_start:%Y-%m-%d %H:%M}"
+        of_run = f" of run {self.run}" if self.run else ""
+        return f"{self.budget_id}{of_run} from {self.period_start:%Y-%m-%d %H:%M}"
 
 
 class PeriodClosing(models.Model):

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -29,6 +30,7 @@ from budgets.counters import (
     REBUILD,
     SETTLED,
     USAGE,
+    Counter,
     redis_in_bytes,
     run_now,
 )
@@ -112,11 +114,12 @@ def _set_counters(epoch: str, position: str) -> bool:
     used: dict[str, tuple[int, int | str]] = {
         key.decode(): (0, "") for key in redis_now().scan_iter(match=f"{PARTITION}:budget:*", count=1000)
     }
-    present = BudgetPeriod.objects.filter(Q(period_end=None) | Q(period_end__gt=now()))
+    forgotten = Q(period_end=None, last_at__lt=now() - timedelta(seconds=GRACE_SECONDS)) & ~Q(run="")
+    present = BudgetPeriod.objects.filter(Q(period_end=None) | Q(period_end__gt=now())).exclude(forgotten)
     for row in present.iterator():
-        key = f"{PARTITION}:budget:{row.budget_id.hex}:{int(row.period_start.timestamp())}"
-        expires = "" if row.period_end is None else int(row.period_end.timestamp()) + GRACE_SECONDS
-        used[key] = (row.used, expires)
+        end = None if row.period_end is None else int(row.period_end.timestamp())
+        counter = Counter("budget", row.budget_id.hex, "", int(row.period_start.timestamp()), end, row.run)
+        used[counter.key] = (row.used, counter.expires or "")
     arguments: list[Any] = [epoch, position]
     for figures in used.values():
         arguments += figures

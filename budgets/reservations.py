@@ -88,7 +88,7 @@ class Demand:
     ``input_tokens`` is an upper bound; ``output_tokens`` what the client wishes
     and the model can at most, 0 for embeddings; ``least_output`` the output
     with which an answer is still of use, 0 for embeddings. ``model`` is the
-    canonical name.
+    canonical name, ``run`` what the client calls the run that the call is part of.
     """
 
     request_id: UUID
@@ -101,6 +101,7 @@ class Demand:
     input_tokens: int
     output_tokens: int
     least_output: int
+    run: str = ""
 
 
 class Standing(NamedTuple):
@@ -227,7 +228,7 @@ async def reserve(caller: Caller, demand: Demand) -> Reservation:
         raise TooLarge
     for _ in range(ATTEMPTS):
         now_ms = clock.now_ms()
-        counting = limits.counting(demand.model, demand.upstream, now_ms)
+        counting = limits.counting(demand.model, demand.upstream, now_ms, demand.run)
         applying, counters = counting.limits, counting.counters
         price = limits.price_of(demand.model, now_ms)
         if price is None and any(limit.hard and limit.unit == "micro_usd" for limit in applying):
@@ -491,6 +492,7 @@ def _facts(
             "operation": demand.operation,
             "dialect": demand.dialect,
             "stream": demand.stream,
+            "run": demand.run,
             "input_bound": demand.input_tokens,
             "price": None if price is None else price.as_list(),
             "counters": counting.as_json,

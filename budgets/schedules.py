@@ -110,11 +110,15 @@ def _zone(name: str) -> ZoneInfo:
 def _counted(budget_ids: list[UUID]) -> dict[UUID, Period]:
     """The present periods that the ledger knows; of several, which no calendar makes, the first."""
     moment = now()
-    rows = BudgetPeriod.objects.filter(
-        budget_id__in=budget_ids, period_start__lte=moment, period_end__gt=moment
-    ).order_by("-period_start")
+    rows = (
+        BudgetPeriod.objects.filter(budget_id__in=budget_ids, period_start__lte=moment, period_end__gt=moment)
+        .order_by("-period_start")
+        # One for all runs.
+        .values_list("budget_id", "period_start", "period_end")
+        .distinct()
+    )
     return {
-        row.budget_id: Period(int(row.period_start.timestamp()), int(row.period_end.timestamp()))
-        for row in rows
-        if row.period_end is not None
+        budget_id: Period(int(start.timestamp()), int(end.timestamp()))
+        for budget_id, start, end in rows
+        if end is not None
     }

@@ -6,6 +6,7 @@ Nothing reaches upstream except with the reservation that ``admit`` returns.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
@@ -20,13 +21,15 @@ from proxy.calls import Call, Route
 from proxy.catalog import Installed, Target, catalog
 from proxy.clamping import under
 from proxy.errors import answer_to
-from proxy.exceptions import ModelRefused, OptionRefused
+from proxy.exceptions import BadRequest, ModelRefused, OptionRefused
 from tenants.clock import clock
 from tenants.exceptions import Refusal
 from tenants.quick_settings import settings
 
 # Bytes of a role's name and the marks around it that a template may add per message.
 MESSAGE_TOKENS = 32
+# One that is part of the names of counters, so nothing that could be more than a name.
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # A body larger than this is read in a thread, so that running streams go on meanwhile.
 LARGE_BODY_BYTES = 2**20
 
@@ -55,8 +58,9 @@ async def admit(
     from memory alone is checked in the same way.
     """
     caller = await verification.identify(headers)
-    model = ""
+    model = run = ""
     try:
+        run = run_of(headers)
         call = await asyncio.to_thread(parse, body) if len(body) > LARGE_BODY_BYTES else parse(body)
         model = call.model
         for _ in range(2):
@@ -65,7 +69,8 @@ async def admit(
                 await catalog.catch_up(caller)
                 target = catalog.resolve(caller, model, closed_upstreams(switches))
                 allowed = under(caller.policy, call)
-                return Admission(allowed, target, await reserve(caller, _demand(request_id, allowed, target)))
+                demand = _demand(request_id, allowed, target, run)
+                return Admission(allowed, target, await reserve(caller, demand))
             except StaleCaller:
                 caller = await verification.reload(caller.public_id)
             except (ModelRefused, OptionRefused):
@@ -74,7 +79,7 @@ async def admit(
                 caller = await verification.reload(caller.public_id)
         raise CountersUnavailable
     except Refusal as refusal:
-        _note(refusal, request_id, caller, route, model)
+        _note(refusal, request_id, caller, route, model, run)
         raise
 
 
@@ -126,7 +131,21 @@ def closed_upstreams(switches: tuple[Switch, ...]) -> frozenset[str]:
     return frozenset(one.upstream for one in switches if one.upstream and one.until_ms > now_ms)
 
 
-def _demand(request_id: UUID, call: Call, target: Target) -> Demand:
+def run_of(headers: Mapping[str, str]) -> str:
+    """What the client calls the run that the call is part of, empty for none; raises ``BadRequest``."""
+    run = headers.get("x-tollgate-run")
+    if run is None:
+        return ""
+    if not _RUN.fullmatch(run):
+        raise BadRequest(
+            "X-Tollgate-Run must have 1 to 64 characters: letters, digits and . _ - only, "
+            "a letter or digit first.",
+            "X-Tollgate-Run",
+        )
+    return run
+
+
+def _demand(request_id: UUID, call: Call, target: Target, run: str) -> Demand:
     """The most that a call may need: every byte of a prompt counts as a token.
 
     Of a prompt beyond the model's context, or the smaller one that it is told,
@@ -148,10 +167,11 @@ def _demand(request_id: UUID, call: Call, target: Target) -> Demand:
         input_tokens=min(prompt, *contexts) if generates and contexts else prompt,
         output_tokens=min(wish, settings.MAX_OUTPUT_TOKENS) if generates else 0,
         least_output=1 if generates else 0,
+        run=run,
     )
 
 
-def _note(refusal: Refusal, request_id: UUID, caller: Caller, route: Route, model: str) -> None:
+def _note(refusal: Refusal, request_id: UUID, caller: Caller, route: Route, model: str, run: str) -> None:
     """Leave a request event, so that people can be told why their call was refused."""
     answer = answer_to(refusal)
     refusals.note(
@@ -164,6 +184,7 @@ def _note(refusal: Refusal, request_id: UUID, caller: Caller, route: Route, mode
             "route": route.path,
             "dialect": route.dialect.value,
             "model": model,
+            "run": run,
             "status": answer.status,
             "refusal": answer.code,
             "refused_by": refusal.refused_by if isinstance(refusal, LimitReached) else [],

@@ -55,7 +55,8 @@ def disagreements(tenants: Sequence[Tenant]) -> Iterator[str]:
         key.decode(): int(redis.hget(key, "used") or 0) for key in redis.keys(f"{PARTITION}:budget:*")
     }
     periods = {
-        f"{PARTITION}:budget:{row.budget_id.hex}:{int(row.period_start.timestamp())}": row.used
+        f"{PARTITION}:budget:{row.budget_id.hex}:{int(row.period_start.timestamp())}"
+        + (f":{row.run}" if row.run else ""): row.used
         for row in BudgetPeriod.objects.all()
     }
     for key in counters.keys() | periods.keys():
@@ -64,7 +65,7 @@ def disagreements(tenants: Sequence[Tenant]) -> Iterator[str]:
     used: Tally[str] = Tally()
     for row in BudgetPeriod.objects.all():
         used[row.budget_id.hex] += row.used
-    for budget in Budget.objects.exclude(scope__in=["model", "upstream"]):
+    for budget in Budget.objects.exclude(scope__in=["model", "upstream", "run"]):
         whose = {"tenant": {"tenant_id": budget.tenant_id}, "key": {"key_id": budget.key_id}}
         found = LedgerEntry.objects.filter(**mine, **whose.get(budget.scope, {}))
         summed = sum(ledger._amount(budget.unit, row) for row in found)

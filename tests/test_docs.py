@@ -170,10 +170,13 @@ def test_every_name_in_redis_is_on_its_page(house: House) -> None:
     set_budget(scope="tenant", tenant=house.acme, unit="tokens", period="day", limit=10**6, actor="test")
     for measure in ("tokens_per_minute", "concurrent_requests"):
         set_rate_limit(scope="key", tenant=house.acme, key=key, measure=measure, limit=10**5, actor="test")
+        set_rate_limit(scope="run", tenant=house.acme, measure=measure, limit=10**5, actor="test")
+    set_budget(scope="run", tenant=house.acme, unit="tokens", period="day", limit=10**6, actor="test")
 
     with watching_redis() as touched:
         # What was there before is on the page too.
         touched.update(name.decode() for name in redis_now().scan_iter())
+        house.ada.http.headers["X-Tollgate-Run"] = "nightly"
         assert house.ada.chat().status_code == 200
         house.booked()
         # The gateway still remembers what was there before Redis was emptied for this test.

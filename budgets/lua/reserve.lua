@@ -24,7 +24,7 @@
 --             rest, rate, per and GPU rate of the charge
 --             whole + ceil((rest + output * rate + gpu * GPU rate) / per); from when to when,
 --             ms, a budget has this counter and this limit; s since 1970 at which the counter
---             may go
+--             may go, negative if each call puts that off
 --
 -- Returns {status, request id, now in ms, output cap, the counter that capped it or 0,
 --          {the counters that refused it}, {used, held, wait in ms for each counter},
@@ -234,9 +234,10 @@ for i = 1, last do
   amounts[i] = string.format('%d', charge)
   if kind == BUDGET then
     figures[3 * i - 1] = redis.call('HINCRBY', key, 'held', amounts[i])
-    if new[i] and terms[at + 11] >= 0 then
-      -- Once: a counter in use must end with its period all the same.
-      redis.call('EXPIREAT', key, terms[at + 11])
+    local expires = terms[at + 11]
+    if expires < -1 or (new[i] and expires >= 0) then
+      -- Else once: a counter in use must end with its period all the same.
+      redis.call('EXPIREAT', key, math.abs(expires))
     end
   elseif kind == RATE then
     if old[i] and #old[i] > 0 then

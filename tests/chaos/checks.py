@@ -318,7 +318,7 @@ def _books() -> list[Any]:
         LedgerEntry.objects.aggregate(**sums),
         LedgerEntry.objects.count(),
         UsageRollup.objects.aggregate(**sums),
-        sorted(BudgetPeriod.objects.values_list("budget_id", "period_start", "used")),
+        sorted(BudgetPeriod.objects.values_list("budget_id", "period_start", "run", "used")),
         RequestEvent.objects.count(),
     ]
 
