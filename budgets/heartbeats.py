@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from budgets.kill_switches import stopping
 from budgets.limits import Limits, limits_for
 from budgets.reservations import Reservation, book_recent_again
 from budgets.running_calls import message_in
+from budgets.single_flight import SingleFlight
 from keys import verification
 from keys.exceptions import SUSPENDED, InvalidKey, KeysUnavailable
 from keys.verification import Caller
@@ -88,6 +90,9 @@ class Heartbeats:
         self._task: asyncio.Task[None] | None = None
         # The mark of the counters at the last beat; empty when it was missing.
         self._epoch = ""
+        self._waking: SingleFlight[None] = SingleFlight()
+        # On the clock that only runs forward: past it, the leases have run out while nobody beat.
+        self._awake_until = 0.0
 
     def watch(self, reservation: Reservation, progress: Callable[[], Progress]) -> None:
         """Keep a call's hold alive from now on; ``progress`` is asked at every beat."""
@@ -95,6 +100,7 @@ class Heartbeats:
         self._epoch = self._epoch or expected.epoch
         if self._task is None or self._task.done() or self._task.get_loop() is not asyncio.get_running_loop():
             self._task = asyncio.create_task(self._beat_for_ever(), name="heartbeats")
+            self._stay_awake()
 
     def unwatch(self, reservation: Reservation) -> None:
         """Forget a call; one that is not watched is fine."""
@@ -107,6 +113,21 @@ class Heartbeats:
         for start in range(0, len(watched), BATCH):
             await asyncio.gather(*(self._beat_one(one) for one in watched[start : start + BATCH]))
         await _stop_what_was_cut([one for one in watched if one.unread])
+
+    def overslept(self) -> bool:
+        """Whether no heartbeat was tried for longer than a lease: this process got no time."""
+        return time.monotonic() > self._awake_until
+
+    async def wake(self) -> None:
+        """Learn which calls have lost their holds meanwhile; once for all who ask. Raises ``RedisError``."""
+        await self._waking.do("beat", self._beat_and_stay_awake)
+
+    async def _beat_and_stay_awake(self) -> None:
+        await self.beat()
+        self._stay_awake()
+
+    def _stay_awake(self) -> None:
+        self._awake_until = time.monotonic() + settings.LEASE_SECONDS
 
     async def aclose(self) -> None:
         """Stop the background task."""
@@ -124,6 +145,8 @@ class Heartbeats:
             except Exception:
                 # Without heartbeats every running call would lose its hold.
                 logger.exception("heartbeats failed")
+            # Also after trouble: without Redis running calls go on.
+            self._stay_awake()
 
     async def _notice_a_loss(self) -> None:
         """Send again what was settled lately if Redis has lost it: its mark is gone, or another one."""

@@ -19,7 +19,7 @@ from proxy.errors import code_of, last_frame
 from proxy.exceptions import GpuTimeOver, OutputCapPassed, UpstreamFailed
 from proxy.framing import Frames
 from proxy.metering import Meter, counters_in, frame_end, text_in
-from proxy.running import RunningCall, keep
+from proxy.running import RunningCall, heartbeats, keep
 from tenants.exceptions import Refusal
 from tenants.quick_settings import settings
 
@@ -73,10 +73,14 @@ class Stream:
         try:
             if self._meter.ended:
                 self._settle("completed")
+            if heartbeats.overslept():
+                await self._running.still_runs()
             if self._beginning:
                 yield self._beginning
             while self._goes_on() and (packet := await anext(self._packets, None)) is not None:
                 passed = self._take(packet)
+                if heartbeats.overslept():
+                    await self._running.still_runs()
                 if self._meter.ended:
                     # Begun before the client sees the end, so that its next call finds the room free.
                     self._settle("completed")
@@ -150,6 +154,7 @@ async def whole_answer(running: RunningCall, response: httpx.Response) -> bytes:
     try:
         body = await upstream.read(response, settings.UPSTREAM_MAX_ANSWER_BYTES)
         answer = _parsed(body)
+        await running.still_runs()
     except UpstreamFailed as refusal:
         raise running.stopped_by or refusal from refusal
     finally:

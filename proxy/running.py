@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from budgets.exceptions import HoldLost
 from budgets.heartbeats import Heartbeats, Progress
 from budgets.reservations import finish, release, settle
 from budgets.settlements import Moments
@@ -26,6 +27,7 @@ from proxy.exceptions import GpuTimeOver, UpstreamTimeout
 from proxy.metering import Counters, Meter, usage_of
 from tenants.exceptions import Refusal
 from tenants.quick_settings import settings
+from tenants.redis import RedisError
 
 WATCH_SECONDS = 0.5
 
@@ -61,6 +63,21 @@ class RunningCall:
         self._last = time.monotonic()
         if self._first_byte is None:
             self._first_byte = self._last
+
+    async def still_runs(self) -> None:
+        """Raise what has stopped the call, if this process slept for longer than a lease and something did.
+
+        What was taken for dead may be swept, and its room be somebody else's.
+        """
+        if not heartbeats.overslept():
+            return
+        try:
+            await heartbeats.wake()
+        except RedisError as exc:
+            raise HoldLost from exc
+        self.look(time.monotonic())
+        if self.stopped_by is not None:
+            raise self.stopped_by
 
     def stop(self, reason: Refusal) -> None:
         """End the call; a call that has been stopped or has ended stays as it is."""

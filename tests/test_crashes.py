@@ -255,3 +255,34 @@ def test_nobody_is_left_when_a_gateway_is_killed(house):
             return stat.rpartition(")")[2].split()[0] == "Z"
 
         eventually(lambda: all(gone(pid) for pid in workers))
+
+
+def test_a_gateway_that_overslept_its_lease_delivers_nothing_more(house):
+    house.ollama.settings.piece_delay = 0.01
+    house.ollama.fault("pieces-10000")
+
+    with Gateway(LEASE_SECONDS="2", HEARTBEAT_SECONDS="0.3") as sleeper:
+        ready(sleeper.url, house.ada.secret)
+        with streams(house, sleeper.url, 5) as opened:
+            eventually(lambda: len(progress_told()) == 5)
+            sleeper.send(signal.SIGSTOP)
+            eventually(lambda: sweep() == 5 or not redis_now().zcard(f"{PARTITION}:holds"))
+            for one in opened:
+                one.settimeout(0.5)
+                with contextlib.suppress(TimeoutError):
+                    # What had left the gateway before it fell asleep.
+                    while one.recv(65536):
+                        pass
+                one.settimeout(15)
+            sleeper.send(signal.SIGCONT)
+            endings = []
+            for one in opened:
+                received = b""
+                with contextlib.suppress(ConnectionError):
+                    while b'"error"' not in received and (part := one.recv(65536)):
+                        received += part
+                endings.append(received)
+
+    assert all(b'"error"' in ending and b'"content"' not in ending for ending in endings)
+    kinds = [entry.kind for entry in house.booked(10)]
+    assert sorted(kinds) == ["adjustment"] * 5 + ["usage"] * 5

@@ -103,6 +103,11 @@ FAULTS: dict[str, tuple[Spoil, Spoil]] = {
     "gone": (lambda fragile: fragile.line.refuse(), lambda fragile: fragile.line.take_again()),
     "full": (full, lambda _: redis().config_set("maxmemory", 0)),
     "read-only": (read_only, lambda _: redis().execute_command("REPLICAOF", "NO", "ONE")),
+    "without replicas": (
+        # As a disk that is full does, it makes every write an error that is not for want of memory.
+        lambda _: redis().config_set("min-replicas-to-write", 1),
+        lambda _: redis().config_set("min-replicas-to-write", 0),
+    ),
     "flushed": (lambda _: redis().flushall(), lambda _: ensure_epoch()),
 }
 
@@ -113,7 +118,7 @@ def test_every_door_is_in_the_table_of_bodies() -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_without_redis_every_door_says_503_within_half_a_second(fragile: Fragile, fault: str) -> None:
-    """E1, E2, E4, E7, INV11."""
+    """E1, E2, E4, E7, E13, INV11."""
     house = fragile.house
     spoil, mend = FAULTS[fault]
     budget = set_budget(
