@@ -14,6 +14,14 @@ class StaleCaller(Exception):
     """The snapshot of the caller is not the newest, or Redis lost the generations."""
 
 
+class NotDelivered(Exception):
+    """A notice could not be delivered; says why, without secrets. ``status``: what HTTP said, if it did."""
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
 class LimitReached(Refusal):
     """A limit would be passed.
 

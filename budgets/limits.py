@@ -325,8 +325,12 @@ def _of_budget(row: Budget, schedule: periods.Schedule) -> Limit:
 
 def limit_now(row: Budget) -> int | None:
     """The limit of a budget that holds now, raises included; None: no limit."""
-    holding = [one for one in raises_of(row) if one.holds(utc_now().timestamp() * 1000)]
-    return raised(row.limit, holding)
+    return limit_at(row, utc_now().timestamp() * 1000)
+
+
+def limit_at(row: Budget, now_ms: float) -> int | None:
+    """The limit of a budget at a moment, present or to come."""
+    return raised(row.limit, (one for one in raises_of(row) if one.holds(now_ms)))
 
 
 def raised(limit: int | None, holding: Iterable[Raise]) -> int | None:

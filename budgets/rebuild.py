@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 from django.conf import settings
-from django.db import connection
 from django.db.models import Q
 from django.utils.timezone import now
 
 from budgets import ledger, spool
+from budgets.alone import alone
 from budgets.counters import (
     CLOCK,
     DRAINED,
@@ -56,8 +54,8 @@ def ensure_epoch(*, force: bool = False) -> bool:
     same. Raises ``RedisError`` and Django's ``db.Error``; nothing is admitted
     until a repeat succeeds.
     """
-    with _alone() as alone:
-        if not alone:
+    with alone(LOCK) as only:
+        if not only:
             return False
         known = CounterEpoch.objects.values_list("epoch", flat=True).first()
         if not force and known is not None and redis_now().get(EPOCH) == known.encode() and not _went_back():
@@ -77,20 +75,6 @@ def _went_back() -> bool:
     newest = LedgerEntry.objects.filter(on_credit=False).order_by("-ended_at").first()
     latest_ms = int(redis_in_bytes().get(CLOCK) or 0)
     return newest is not None and newest.admitted_at.timestamp() * 1000 > latest_ms + 1
-
-
-@contextmanager
-def _alone() -> Iterator[bool]:
-    """Whether no other process rebuilds; a lock of the session, as the drain has transactions of its own."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(%s)", [LOCK])
-        alone: bool = cursor.fetchone()[0]
-    try:
-        yield alone
-    finally:
-        if alone:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
 
 
 def _rebuild() -> None:

@@ -11,7 +11,7 @@ from django.db import IntegrityError, transaction
 from django.utils.timezone import now
 
 from audit.recording import record
-from budgets import periods
+from budgets import periods, webhooks
 from budgets.models import (
     Budget,
     BudgetRaise,
@@ -20,8 +20,10 @@ from budgets.models import (
     OutageCredit,
     Price,
     RateLimit,
+    Recipient,
     RunningCall,
     ScopedRow,
+    new_salt,
 )
 from budgets.running_calls import ask_to_end
 from budgets.schedules import schedules_of
@@ -379,6 +381,63 @@ def _period(text: str) -> dict[str, Any]:
     except ValueError as exc:
         raise ValidationError({"period": str(exc)}) from exc
     return {"period": kind, "seconds": seconds}
+
+
+@transaction.atomic
+def add_recipient(
+    *, kind: str, address: str, actor: str, tenant: Tenant | None = None, happenings: list[str] | None = None
+) -> Recipient:
+    """Let somebody be told of what happens to a tenant, or with none to everybody; returns them.
+
+    ``kind`` is ``email`` or ``webhook``; without ``happenings``, all but closed
+    periods. What a
+    webhook is signed with says ``webhooks.secret_of``. Raises
+    ``ValidationError`` for an address that cannot be one, or is there already.
+    """
+    recipient = Recipient(tenant=tenant, kind=kind, address=address)
+    if happenings is not None:
+        recipient.happenings = sorted(set(happenings))
+    recipient.full_clean()
+    recipient.save()
+    _record_recipient(recipient, "added", actor)
+    return recipient
+
+
+@transaction.atomic
+def change_recipient(*, recipient: Recipient, actor: str, happenings: list[str], active: bool) -> None:
+    """Change what a recipient is told of; deliveries on their way are sent all the same."""
+    recipient.happenings, recipient.active = sorted(set(happenings)), active
+    recipient.full_clean()
+    recipient.save()
+    _record_recipient(recipient, "changed", actor)
+
+
+@transaction.atomic
+def new_webhook_secret(*, recipient: Recipient, actor: str) -> str:
+    """Give a webhook another secret, from the next delivery on, and return it: it is shown this once."""
+    recipient.salt = new_salt()
+    recipient.save()
+    _record_recipient(recipient, "secret_changed", actor)
+    return webhooks.secret_of(recipient)
+
+
+@transaction.atomic
+def remove_recipient(*, recipient: Recipient, actor: str) -> None:
+    """Tell somebody nothing any more, not even what is on its way; what was delivered stays recorded."""
+    _record_recipient(recipient, "removed", actor)
+    recipient.delete()
+
+
+def _record_recipient(recipient: Recipient, what: str, actor: str) -> None:
+    record(
+        action=f"recipient.{what}",
+        actor=actor,
+        subject=str(recipient.pk),
+        tenant_id=recipient.tenant_id,
+        what=str(recipient),
+        happenings=recipient.happenings,
+        active=recipient.active,
+    )
 
 
 def _whose(

@@ -1,16 +1,20 @@
-"""How budgets stand now: their present period, what is used, held and left."""
+"""How budgets stand now: their present period, what is used, held and left, and until when it lasts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from uuid import UUID
 
 from budgets.counters import Counter, redis_in_bytes
-from budgets.limits import limit_now
-from budgets.models import Budget
-from budgets.periods import Calendar, in_words
+from budgets.limits import limit_at
+from budgets.models import Budget, BudgetPeriod
+from budgets.periods import Calendar, Period, in_words
 from budgets.schedules import schedules_of
+
+# Before that, a pace says nothing.
+SHORTEST_PACE_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,8 @@ class Standing:
     never. ``limit`` is the one that holds now, raises included. ``left`` is
     negative when the limit was lowered below what is used and held, None
     without a limit. ``follows`` is the calendar that is followed from
-    ``ends_at`` on, if another was set.
+    ``ends_at`` on, if another was set. ``refused`` counts the calls it refused,
+    or in shadow mode would have. ``empty_at``: see the function of this name.
     """
 
     budget: Budget
@@ -33,6 +38,8 @@ class Standing:
     held: int
     left: int | None
     follows: Calendar | None
+    refused: int
+    empty_at: datetime | None
 
     @property
     def length(self) -> str:
@@ -40,21 +47,33 @@ class Standing:
         return in_words(self.calendar.kind, self.calendar.seconds)
 
 
-def standings(budgets: Sequence[Budget]) -> list[Standing]:
-    """How ``budgets`` stand, in their order. Raises ``RedisError`` if Redis cannot be reached."""
+def standings(budgets: Sequence[Budget], *, late_seconds: int = 0) -> list[Standing]:
+    """How ``budgets`` stand, in their order. Raises ``RedisError`` if Redis cannot be reached.
+
+    With ``late_seconds`` a budget whose period began within these has a standing
+    for the period before, too, in front of the present one.
+    """
     redis = redis_in_bytes()
     seconds, microseconds = redis.time()
     moment = seconds + microseconds / 1_000_000
     schedules = schedules_of(budgets)
-    periods = [schedules[row.pk].period(moment) for row in budgets]
+    asked: list[tuple[Budget, Period]] = []
+    for row in budgets:
+        period = schedules[row.pk].period(moment)
+        if period.start > 0 and moment - period.start < late_seconds:
+            asked.append((row, schedules[row.pk].period(period.start - 1)))
+        asked.append((row, period))
     pipeline = redis.pipeline(transaction=False)
-    for row, period in zip(budgets, periods, strict=True):
+    for row, period in asked:
         pipeline.hmget(Counter("budget", row.pk.hex, row.unit, period.start, period.end).key, "used", "held")
+    refused = _refused(asked)
     found = []
-    for row, period, figures in zip(budgets, periods, pipeline.execute(), strict=True):
+    for (row, period), figures in zip(asked, pipeline.execute(), strict=True):
         used, held = (int(figure or 0) for figure in figures)
-        schedule, limit = schedules[row.pk], limit_now(row)
-        calendar, follows = schedule.calendar(moment), schedule.next_change(moment)
+        schedule, limit = schedules[row.pk], limit_at(row, moment * 1000)
+        within = min(moment, period.end - 1) if period.end is not None else moment
+        calendar, follows = schedule.calendar(within), schedule.next_change(within)
+        since = max(period.start, int(row.created_at.timestamp()))
         found.append(
             Standing(
                 budget=row,
@@ -66,6 +85,36 @@ def standings(budgets: Sequence[Budget]) -> list[Standing]:
                 limit=limit,
                 left=None if limit is None else limit - used - held,
                 follows=follows and follows[1],
+                refused=refused.get((row.pk, period.start), 0),
+                empty_at=empty_at(limit, used, since, int(moment), period.end),
             )
         )
     return found
+
+
+def _refused(asked: Sequence[tuple[Budget, Period]]) -> dict[tuple[UUID, int], int]:
+    """How many calls were refused, by budget and start of the period."""
+    rows = BudgetPeriod.objects.filter(
+        refused__gt=0,
+        budget_id__in={row.pk for row, _ in asked},
+        period_start__in={period.starts_at for _, period in asked},
+    )
+    return {(row.budget_id, int(row.period_start.timestamp())): row.refused for row in rows}
+
+
+def empty_at(limit: int | None, used: int, since: int, moment: int, end: int | None) -> datetime | None:
+    """When a budget is empty if it goes on as it did ``since``; seconds since 1970.
+
+    None when that cannot be said: there is no limit, nothing is used or nothing
+    left, too little time has gone by, or the period ends before.
+    """
+    elapsed = moment - since
+    if limit is None or used <= 0 or used >= limit or elapsed < SHORTEST_PACE_SECONDS:
+        return None
+    empty = moment - (-(limit - used) * elapsed // used)
+    if end is not None and empty >= end:
+        return None
+    try:
+        return datetime.fromtimestamp(empty, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from celery import shared_task
 
-from budgets import closing, ledger, rebuild, spool, sweeping
+from budgets import alerts, closing, deliveries, ledger, rebuild, spool, sweeping
 
 
 @shared_task(ignore_result=True)
@@ -24,6 +24,18 @@ def settle_leftovers() -> None:
 def ensure_epoch() -> None:
     """Rebuild the counters if Redis has lost them; every few seconds."""
     rebuild.ensure_epoch()
+
+
+@shared_task(ignore_result=True)
+def look() -> None:
+    """Find out what people have to be told; every few seconds."""
+    alerts.look()
+
+
+@shared_task(ignore_result=True)
+def deliver() -> None:
+    """Send what people are told; every few seconds."""
+    deliveries.deliver()
 
 
 @shared_task(ignore_result=True)

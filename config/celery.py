@@ -16,6 +16,8 @@ EVERY = {
     "budgets.tasks.drain": 1.0,
     "budgets.tasks.settle_leftovers": 5.0,
     "budgets.tasks.ensure_epoch": 5.0,
+    "budgets.tasks.look": 5.0,
+    "budgets.tasks.deliver": 5.0,
     "budgets.tasks.close_periods": 60.0,
     "budgets.tasks.trim": 300.0,
 }

@@ -153,6 +153,14 @@ UPSTREAM_TOTAL_SECONDS: float = env.float("UPSTREAM_TOTAL_SECONDS", default=3600
 UPSTREAM_MAX_LINE_BYTES: int = env.int("UPSTREAM_MAX_LINE_BYTES", default=8 * 2**20)
 UPSTREAM_MAX_ANSWER_BYTES: int = env.int("UPSTREAM_MAX_ANSWER_BYTES", default=64 * 2**20)
 
+# Notices: how people are told, and which networks webhooks may lead to besides public addresses.
+EMAIL_URL: str = env.str("EMAIL_URL", default="")
+if EMAIL_URL:
+    globals().update(env.email_url("EMAIL_URL"))
+EMAIL_TIMEOUT = 10
+DEFAULT_FROM_EMAIL: str = env.str("EMAIL_FROM", default="tollgate@localhost")
+WEBHOOK_NETWORKS: list[str] = env.list("WEBHOOK_NETWORKS", default=[])
+
 # Server: how long a stop waits for what runs, and how long a client may take for each thing it does.
 DRAIN_SECONDS: float = env.float("DRAIN_SECONDS", default=30)
 CLIENT_HEADER_SECONDS: float = env.float("CLIENT_HEADER_SECONDS", default=15)

@@ -72,6 +72,8 @@ def shown(default: Any) -> str:
     """A default as the pages write it."""
     if default is environ.Env.NOTSET:
         return "required"
+    if default == "":
+        return "empty"
     if default == settings.REDIS_URL:
         return "REDIS_URL"
     if isinstance(default, bool):

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from audit.models import RequestEvent
-from budgets import ledger, services
+from budgets import ledger
+from budgets.counters import USAGE
 from budgets.limits import Limit
 from budgets.models import BudgetPeriod
 from budgets.pricing import PinnedPrice
 from budgets.reservations import Reservation, reserve, settle
 from budgets.settlements import Moments
-from tests.conftest import House, eventually
-from tests.counting import MODEL, a_budget, a_demand, a_rate, ada, concurrency, empty_redis, some_usage
+from tests.counting import MODEL, a_budget, a_demand, a_rate, ada, concurrency, empty_redis, redis, some_usage
 
 PRICE = PinnedPrice("0" * 32, 1_000_000, 1_000_000, 1_000_000)
 
@@ -74,73 +74,10 @@ def test_a_call_that_would_have_been_refused_is_counted_once() -> None:
     asyncio.run(settle(reservation, some_usage(), "completed", Moments(), 200))
     ledger.drain()
     # As after a backup of PostgreSQL was restored: the group reads all of it again.
-    ledger.redis_in_bytes().xgroup_setid(ledger.USAGE, ledger.GROUP, "0")
+    redis().xgroup_setid(USAGE, ledger.GROUP, "0")
 
     ledger.drain()
 
     assert BudgetPeriod.objects.get().refused == 1
     assert BudgetPeriod.objects.get().used == 27
     assert RequestEvent.objects.get().refused_by == ["key-tokens-day"]
-
-
-def refused_of(budget_id: object) -> int:
-    ledger.drain()
-    row = BudgetPeriod.objects.filter(budget_id=budget_id).first()
-    return row.refused if row else 0
-
-
-def test_a_shadow_budget_lets_calls_through_and_says_which_it_would_have_refused(house: House) -> None:
-    budget = services.set_budget(
-        scope="key", key=house.ada.key, unit="requests", period="day", limit=1, shadow=True, actor="test"
-    )
-    eventually(lambda: house.ada.http.get("/v1/models").status_code == 200)
-
-    assert [house.ada.chat().status_code for _ in range(3)] == [200, 200, 200]
-
-    house.booked(3)
-    assert refused_of(budget.pk) == 2
-    told = RequestEvent.objects.order_by("at").values_list("status", "refusal", "refused_by")
-    assert list(told) == [(200, "", [])] + 2 * [(200, "", ["key-requests-day"])]
-
-
-def test_a_budget_that_refuses_is_named_and_counted(house: House) -> None:
-    budget = services.set_budget(
-        scope="key", key=house.ada.key, unit="requests", period="day", limit=1, actor="test"
-    )
-    eventually(lambda: house.ada.http.get("/v1/models").headers.get("x-ratelimit-limit-requests") == "1")
-
-    assert [house.ada.chat().status_code for _ in range(3)] == [200, 429, 429]
-
-    eventually(lambda: refused_of(budget.pk) == 2)
-    refused = RequestEvent.objects.filter(status=429, key_id=house.ada.key.pk)
-    assert list(refused.values_list("refused_by", flat=True)) == 2 * [["key-requests-day"]]
-
-
-def test_a_call_larger_than_a_whole_budget_says_nothing_about_what_is_left_of_it(house: House) -> None:
-    budget = services.set_budget(
-        scope="key", key=house.ada.key, unit="tokens", period="day", limit=3, actor="test"
-    )
-    eventually(lambda: house.ada.http.get("/v1/models").headers.get("x-ratelimit-limit-tokens") == "3")
-
-    assert house.ada.chat().status_code == 429
-
-    def events() -> list[list[str]]:
-        ledger.drain()
-        refused = RequestEvent.objects.filter(status=429, key_id=house.ada.key.pk)
-        return list(refused.values_list("refused_by", flat=True))
-
-    assert eventually(events) == [["key-tokens-day"]]
-    assert refused_of(budget.pk) == 0
-
-
-def test_a_rate_limit_in_shadow_mode_refuses_nobody(house: House) -> None:
-    services.set_rate_limit(
-        scope="key", key=house.ada.key, measure="requests_per_minute", limit=1, shadow=True, actor="test"
-    )
-    eventually(lambda: house.ada.http.get("/v1/models").status_code == 200)
-
-    assert [house.ada.chat().status_code for _ in range(2)] == [200, 200]
-
-    house.booked(2)
-    told = RequestEvent.objects.order_by("at").values_list("refused_by", flat=True)
-    assert list(told) == [[], ["key-requests-minute"]]

@@ -48,6 +48,13 @@ class Command(BaseCommand):
                 self.stdout.write(
                     f"{row['budget']}: from {row['ends_at']} on per {row['then_per']}, {row['then_in']}."
                 )
+            if row["limit"] != row["limit_without_raises"]:
+                self.stdout.write(f"{row['budget']}: raised from {row['limit_without_raises']}.")
+            if row["refused"]:
+                did = "would have refused" if row["shadow"] else "refused"
+                self.stdout.write(f"{row['budget']}: {did} {row['refused']} calls.")
+            if row["empty_at"]:
+                self.stdout.write(f"{row['budget']}: at this pace empty on {row['empty_at']}.")
 
 
 def _described(standing: Standing) -> dict[str, Any]:
@@ -64,9 +71,12 @@ def _described(standing: Standing) -> dict[str, Any]:
         "starts_at": standing.starts_at.isoformat(),
         "ends_at": standing.ends_at and standing.ends_at.isoformat(),
         "limit": standing.limit,
+        "limit_without_raises": row.limit,
         "used": standing.used,
         "held": standing.held,
         "left": standing.left,
+        "refused": standing.refused,
+        "empty_at": standing.empty_at and standing.empty_at.astimezone(standing.calendar.zone).isoformat(),
         "then_per": follows and in_words(follows.kind, follows.seconds),
         "then_in": follows and follows.zone.key,
     }

@@ -1,0 +1,307 @@
+"""Finding out what people have to be told: what has been used of budgets, and what is over.
+
+Run every few seconds, by any number of workers; what was told is told once,
+because ``budgets.notices`` writes it down first. It reads settings and counters
+and changes neither.
+
+A threshold is crossed when what was *used* reaches its share of the limit that
+holds, raises included. What is only held does not count: most of it comes back
+when the call ends, and a threshold is told once in a period, so it must not be
+told too early.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from django.db import transaction
+from django.db.models import F, Q, QuerySet
+from django.utils.timezone import now
+
+from budgets import closing
+from budgets.limits import limit_at
+from budgets.models import (
+    Budget,
+    BudgetPeriod,
+    BudgetRaise,
+    Happening,
+    Notice,
+    PeriodClosing,
+    Recipient,
+)
+from budgets.notices import tell
+from budgets.standing import Standing, standings
+from tenants.models import Tenant
+
+# What ended a short while ago is looked at too: its last calls may have crossed a threshold.
+LATE_SECONDS = 900
+CLOSINGS_AT_ONE_TIME = 500
+WHOSE = ("tenant", "team", "member__user", "member__tenant", "key")
+
+
+def look() -> int:
+    """Tell of all that nobody was told of; return of how many happenings that was.
+
+    Raises ``RedisError`` and Django's ``db.Error``; a repeat tells the rest.
+    """
+    found = _standings(Budget.objects.exclude(limit=None).exclude(thresholds=[]))
+    told = _tell_of_thresholds(found)
+    refusing = BudgetPeriod.objects.filter(refused__gt=0).filter(
+        Q(period_end=None) | Q(period_end__gt=now() - timedelta(seconds=LATE_SECONDS))
+    )
+    told += _tell_of_refusals(list(refusing))
+    return told + _tell_of_ended_raises() + _tell_of_closings()
+
+
+def _standings(budgets: QuerySet[Budget]) -> list[Standing]:
+    rows = budgets.select_related(*WHOSE).prefetch_related("raises")
+    return standings(list(rows), late_seconds=LATE_SECONDS)
+
+
+def crossed(used: int, limit: int, thresholds: Sequence[int], told: Sequence[tuple[int, int]]) -> list[int]:
+    """The thresholds, in percent, that ``used`` has crossed and nobody was told of, smallest first.
+
+    ``told`` are threshold and use of what was told in this period, whatever the
+    limit was then. A threshold is told again only when it lies beyond that use:
+    the limit was raised, and what came after has used its share of the new one.
+    Of no limit (0) no share can be used.
+    """
+    return [
+        threshold
+        for threshold in sorted(set(thresholds))
+        if limit > 0
+        and used * 100 >= threshold * limit
+        and not any(before == threshold and then * 100 >= threshold * limit for before, then in told)
+    ]
+
+
+def _tell_of_thresholds(found: Sequence[Standing]) -> int:
+    reached = [one for one in found if one.limit and one.used * 100 >= min(one.budget.thresholds) * one.limit]
+    told: defaultdict[tuple[str, datetime], list[tuple[int, int]]] = defaultdict(list)
+    notices = Notice.objects.filter(
+        happening=Happening.THRESHOLD,
+        subject__in={str(one.budget.pk) for one in reached},
+        period_start__in={one.starts_at for one in reached},
+    )
+    for notice in notices:
+        if notice.period_start is not None:
+            told[notice.subject, notice.period_start].append((notice.threshold or 0, notice.used or 0))
+    written = 0
+    for one in reached:
+        before = told[str(one.budget.pk), one.starts_at]
+        new = crossed(one.used, one.limit or 0, one.budget.thresholds, before)
+        if new:
+            written += _tell_of_crossing(one, new)
+    return written
+
+
+@transaction.atomic
+def _tell_of_crossing(stand: Standing, thresholds: list[int]) -> int:
+    """Write all down; people are told of the highest, which says the others too."""
+    written = 0
+    for threshold in thresholds:
+        whole = f"{stand.budget.get_unit_display().lower()} per {stand.length}"
+        text = (
+            f"{threshold} % of {stand.budget.whose}'s {whole} is used: "
+            f"{amount(stand.budget.unit, stand.used)} of {amount(stand.budget.unit, stand.limit or 0)}."
+        )
+        if stand.budget.shadow:
+            text += " It is in shadow mode and refuses nothing."
+        elif stand.empty_at is not None:
+            text += f" At this pace it is empty on {stand.empty_at:%Y-%m-%d %H:%M} UTC."
+        notice = tell(
+            happening=Happening.THRESHOLD,
+            subject=str(stand.budget.pk),
+            text=text,
+            facts={"threshold": threshold} | facts_of(stand),
+            tenant_id=stand.budget.tenant_id,
+            tenant="" if stand.budget.tenant is None else stand.budget.tenant.slug,
+            period_start=stand.starts_at,
+            threshold=threshold,
+            limit=stand.limit,
+            used=stand.used,
+            quietly=threshold != thresholds[-1],
+        )
+        written += notice is not None
+    return written
+
+
+def _tell_of_refusals(refusing: Sequence[BudgetPeriod]) -> int:
+    """Tell of budgets that refused a call, or in shadow mode would have, for the first time in a period."""
+    told = set(
+        Notice.objects.filter(
+            happening__in=[Happening.EXHAUSTED, Happening.SHADOW_REFUSED],
+            period_start__in={row.period_start for row in refusing},
+        ).values_list("subject", "period_start")
+    )
+    new = {
+        (row.budget_id, row.period_start)
+        for row in refusing
+        if (str(row.budget_id), row.period_start) not in told
+    }
+    written = 0
+    for stand in _standings(Budget.objects.filter(pk__in={budget_id for budget_id, _ in new})):
+        budget = stand.budget
+        if (budget.pk, stand.starts_at) not in new or stand.limit is None:
+            continue
+        did = "would have refused" if budget.shadow else "refuses"
+        text = (
+            f"{budget.whose}'s {budget.get_unit_display().lower()} per {budget.length} {did} calls: of "
+            f"{amount(budget.unit, stand.limit)}, {amount(budget.unit, stand.used)} is used and "
+            f"{amount(budget.unit, stand.held)} held for running calls."
+        )
+        if not budget.shadow and stand.ends_at is not None:
+            text += f" It is whole again at {stand.ends_at:%Y-%m-%d %H:%M %Z}."
+        notice = tell(
+            happening=Happening.SHADOW_REFUSED if budget.shadow else Happening.EXHAUSTED,
+            subject=str(budget.pk),
+            text=text,
+            facts=facts_of(stand),
+            tenant_id=budget.tenant_id,
+            tenant="" if budget.tenant is None else budget.tenant.slug,
+            period_start=stand.starts_at,
+            used=stand.used,
+        )
+        written += notice is not None
+    return written
+
+
+def _tell_of_ended_raises() -> int:
+    """Tell of raises whose end has come, or that were taken back, within the last day."""
+    since = now() - timedelta(days=1)
+    over = (
+        BudgetRaise.objects.filter(starts_at__lte=now())
+        .filter(
+            Q(taken_back_at=None, ends_at__range=(since, now()))
+            # One that is taken back before it began never held.
+            | Q(taken_back_at__range=(since, now()), taken_back_at__gt=F("starts_at"))
+        )
+        .select_related(*(f"budget__{whose}" for whose in WHOSE))
+        .prefetch_related("budget__raises")
+    )
+    told = set(
+        Notice.objects.filter(
+            happening=Happening.RAISE_ENDED, subject__in=[str(one.pk) for one in over]
+        ).values_list("subject", flat=True)
+    )
+    written = 0
+    for one in over:
+        if str(one.pk) in told:
+            continue
+        budget = one.budget
+        limit = limit_at(budget, now().timestamp() * 1000)
+        text = (
+            f"The raise of {budget.whose}'s {budget.get_unit_display().lower()} per {budget.length} is over"
+        )
+        text += "." if limit is None else f": its limit is {amount(budget.unit, limit)} now."
+        notice = tell(
+            happening=Happening.RAISE_ENDED,
+            subject=str(one.pk),
+            text=text,
+            facts={
+                "raise": {
+                    "id": str(one.pk),
+                    "to": one.to,
+                    "by": one.by,
+                    "ended_at": (one.taken_back_at or one.ends_at).isoformat(),
+                    "reason": one.reason,
+                    "granted_by": one.granted_by,
+                },
+                "budget": described(budget) | {"limit": limit},
+            },
+            tenant_id=budget.tenant_id,
+            tenant="" if budget.tenant is None else budget.tenant.slug,
+        )
+        written += notice is not None
+    return written
+
+
+def _tell_of_closings() -> int:
+    """Tell of closed periods, where somebody wants to hear of them: there may be very many."""
+    written = 0
+    wanted = set(
+        Recipient.objects.filter(active=True, happenings__contains=[Happening.PERIOD_CLOSED]).values_list(
+            "tenant", flat=True
+        )
+    )
+    closings = list(closing.not_notified()[:CLOSINGS_AT_ONE_TIME])
+    for one in closings:
+        if None in wanted or one.tenant_id in wanted:
+            written += _tell_of_closing(one)
+    closing.notified(closings)
+    return written
+
+
+def _tell_of_closing(one: PeriodClosing) -> bool:
+    zone = ZoneInfo(one.time_zone)
+    of = "" if one.limit is None else f" of {amount(one.unit, one.limit)}"
+    text = (
+        f"{one.budget or one.budget_id}: {amount(one.unit, one.used)}{of} was used from "
+        f"{one.period_start.astimezone(zone):%Y-%m-%d %H:%M} to "
+        f"{one.period_end.astimezone(zone):%Y-%m-%d %H:%M %Z}."
+    )
+    if one.refused:
+        text += f" {one.refused:,} calls {'would have been' if one.shadow else 'were'} refused."
+    tenant = None if one.tenant_id is None else Tenant.objects.filter(pk=one.tenant_id).first()
+    notice = tell(
+        happening=Happening.PERIOD_CLOSED,
+        subject=str(one.budget_id),
+        text=text,
+        facts={
+            "closing": {
+                "budget_id": str(one.budget_id),
+                "budget": one.budget,
+                "unit": one.unit,
+                "shadow": one.shadow,
+                "limit": one.limit,
+                "used": one.used,
+                "refused": one.refused,
+                "period_start": one.period_start.astimezone(zone).isoformat(),
+                "period_end": one.period_end.astimezone(zone).isoformat(),
+            }
+        },
+        tenant_id=one.tenant_id,
+        tenant="" if tenant is None else tenant.slug,
+        period_start=one.period_start,
+        used=one.used,
+    )
+    return notice is not None
+
+
+def facts_of(stand: Standing) -> dict[str, Any]:
+    """How a budget stands, as webhooks are told: whole numbers, instants in the zone of its calendar."""
+    return {
+        "budget": described(stand.budget)
+        | {
+            "limit": stand.limit,
+            "limit_without_raises": stand.budget.limit,
+            "used": stand.used,
+            "held": stand.held,
+            "refused": stand.refused,
+            "period_start": stand.starts_at.isoformat(),
+            "period_end": stand.ends_at and stand.ends_at.isoformat(),
+            "empty_at": stand.empty_at and stand.empty_at.isoformat(),
+        }
+    }
+
+
+def described(budget: Budget) -> dict[str, Any]:
+    return {
+        "id": str(budget.pk),
+        "whose": budget.whose,
+        "scope": budget.scope,
+        "unit": budget.unit,
+        "period": budget.length,
+        "shadow": budget.shadow,
+    }
+
+
+def amount(unit: str, number: int) -> str:
+    """A number of a unit for people: money in dollars, all else with commas."""
+    if unit == "micro_usd":
+        return f"${number // 1_000_000:,}.{number % 1_000_000:06d}"
+    return f"{number:,}"
