@@ -30,7 +30,7 @@ from budgets.models import (
     UsageRollup,
     happenings_told_of,
 )
-from budgets.periods import kind_and_seconds
+from budgets.periods import in_words, kind_and_seconds
 from budgets.schedules import schedules_of
 
 # Each may take ten seconds, and somebody waits for the page.
@@ -117,6 +117,25 @@ class BudgetAdmin(ScopedAdmin):
     @admin.display(description="limit now, raises included")
     def limit_now(self, obj: Budget) -> int | None:
         return limits.limit_now(obj)
+
+    def get_fields(self, request: HttpRequest, obj: Budget | None = None) -> Any:
+        return BUDGET_FIELDS if obj is None else (*BUDGET_FIELDS, "present_period")
+
+    @admin.display(description="present period")
+    def present_period(self, obj: Budget) -> str:
+        """From when to when, by the clock here, and what was set to follow."""
+        schedule, moment = schedules_of([obj])[obj.pk], now().timestamp()
+        zone, period = schedule.calendar(moment).zone, schedule.period(moment)
+        if period.ends_at is None:
+            return "for ever"
+        starts_at, ends_at = (at.astimezone(zone).isoformat(" ") for at in (period.starts_at, period.ends_at))
+        follows = schedule.next_change(moment)
+        then = (
+            f", then per {in_words(follows[1].kind, follows[1].seconds)} in {follows[1].zone}"
+            if follows
+            else ""
+        )
+        return f"{starts_at} to {ends_at}, {zone}{then}"
 
     def save_model(self, request: HttpRequest, obj: Budget, form: Any, change: bool) -> None:
         actor = str(request.user)

@@ -4,6 +4,7 @@ Every variable read here is explained in ``docs/settings.md``; a test compares
 the two. Nothing else in the project reads the environment.
 """
 
+import zoneinfo
 from pathlib import Path
 
 import environ
@@ -12,6 +13,9 @@ env = environ.Env()  # type: ignore[no-untyped-call]  # the library has no types
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 VERSION = "0.1.0"
+
+# The time zones of this release, not those of the machine: all processes have to agree about periods.
+zoneinfo.reset_tzpath(to=())
 
 # Django
 

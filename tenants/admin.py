@@ -80,6 +80,12 @@ class TenantAdmin(admin.ModelAdmin):
             obj.pk = services.create_tenant(actor=actor, **form.settings()).pk
         elif changes := form.changes():
             services.change_tenant(tenant=obj, actor=actor, **changes)
+            if {"time_zone", "week_start"} & changes.keys():
+                self.message_user(
+                    request,
+                    "Each budget follows the new calendar from the end of its present period on, "
+                    "and accounting days follow it from the end of the present one on.",
+                )
 
     @admin.action(description="Suspend selected tenants", permissions=["change"])
     def suspend(self, request: HttpRequest, tenants: QuerySet[Tenant]) -> HttpResponse | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
@@ -72,7 +72,7 @@ BOUNDARIES = [
     ("day", 1, "America/Santiago", "2026-09-06T12:00", "2026-09-06T04:00", "2026-09-07T03:00"),
     ("month", 1, "Asia/Amman", "2016-04-01T12:00", "2016-03-31T22:00", "2016-04-30T21:00"),
     # Midnight comes twice: the day begins with the first, and does not end at 23:00 for the second time.
-    ("day", 1, "America/Havana", "2026-11-01T12:00", "2026-11-01T04:00", "2026-11-02T05:00"),
+    ("day", 1, "America/Havana", "2024-11-03T12:00", "2024-11-03T04:00", "2024-11-04T05:00"),
     ("day", 1, "America/St_Johns", "2006-10-29T12:00", "2006-10-29T02:30", "2006-10-30T03:30"),
     ("day", 1, "America/St_Johns", "2006-10-29T02:45", "2006-10-29T02:30", "2006-10-30T03:30"),
     ("day", 1, "Africa/Cairo", "2024-10-31T20:30", "2024-10-30T21:00", "2024-10-31T22:00"),
@@ -174,6 +174,19 @@ def test_d2_a_boundary_does_not_depend_on_when_it_is_asked_for() -> None:
     seven_hours_late = current("day", None, ZoneInfo("Asia/Tokyo"), 1, at("2026-03-02T22:00:00").timestamp())
 
     assert seven_hours_late == on_time
+
+
+@pytest.mark.parametrize("day", [28, 29, 30, 31])
+def test_d8_a_month_is_one_of_the_calendar_whichever_of_its_days_is_asked(day: int) -> None:
+    for year in (2027, 2028):
+        for month in range(1, 13):
+            following = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
+            last = following - timedelta(days=1)
+            asked = last.replace(day=min(day, last.day), hour=12)
+
+            period = current("month", None, ZoneInfo("UTC"), 1, asked.timestamp())
+
+            assert (period.starts_at, period.ends_at) == (last.replace(day=1), following)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import zoneinfo
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from typing import Any
@@ -19,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit.models import AuditEvent
-from budgets import periods, services
+from budgets import ledger, periods, services, usage
 from budgets.exceptions import BudgetExhausted
-from budgets.models import Budget, BudgetChange, BudgetPeriod
+from budgets.models import Budget, BudgetChange, BudgetPeriod, LedgerEntry
 from budgets.periods import Calendar, Days, Period, Schedule
 from budgets.rebuild import ensure_epoch
 from budgets.reservations import reserve, settle
@@ -29,6 +30,7 @@ from budgets.schedules import days_of, schedules_of
 from budgets.settlements import Moments
 from keys.services import issue_key
 from keys.verification import Caller, identify, reload
+from tenants.ids import new_id
 from tenants.models import CalendarChange, Tenant
 from tenants.services import change_tenant, create_tenant
 from tests.counting import a_demand, redis, some_usage
@@ -410,6 +412,46 @@ def test_the_admin_takes_lengths_and_tells_from_when_they_count(acme: Tenant, ad
     assert "is no period" in refused.content.decode()
     assert (budget.length, budget.limit) == ("36h", 7)
     assert f"the new ones begin at {end_of(budget).isoformat()}" in told.content.decode()
+    shown = admin_client.get(page).content.decode()
+    year = now().year
+    assert (
+        f"{year}-01-01 00:00:00+00:00 to {year + 1}-01-01 00:00:00+00:00, UTC, then per 36h in UTC" in shown
+    )
+
+
+def test_the_admin_says_from_when_a_zone_of_a_tenant_counts(acme: Tenant, admin_client: Client) -> None:
+    page = f"/admin/tenants/tenant/{acme.pk}/change/"
+    form = {"slug": "acme", "name": "ACME", "week_start": "1", "may_call": "silent", "listed": ""}
+
+    told = admin_client.post(page, form | {"time_zone": "Asia/Tokyo"}, follow=True).content.decode()
+
+    acme.refresh_from_db()
+    assert acme.time_zone == "Asia/Tokyo"
+    assert "from the end of its present period on" in told
+
+
+def test_d12_reports_are_half_open_and_add_up_at_their_edges(acme: Tenant) -> None:
+    _, secret = issue_key(tenant=acme, label="nightly", actor="test")
+    call(secret)
+    ledger.drain()
+    entry = LedgerEntry.objects.get()
+    edge = datetime(2026, 6, 11, tzinfo=UTC)
+    for step in (-1, 0, 1):
+        entry.pk, entry.request_id, entry.ended_at = None, new_id(), edge + timedelta(microseconds=step)
+        entry.save(force_insert=True)
+    day_before, day_after = edge - timedelta(days=1), edge + timedelta(days=1)
+
+    first = usage.totals(usage.entries(acme, since=day_before, until=edge))["requests"]
+    second_day = usage.totals(usage.entries(acme, since=edge, until=day_after))["requests"]
+
+    both = usage.totals(usage.entries(acme, since=day_before, until=day_after))["requests"]
+    assert (first, second_day, both) == (1, 2, 3)
+    assert "UTC" in told("show_usage", "--tenant", "acme")["time_zone"]
+
+
+def test_the_zones_are_those_of_the_release_and_not_of_the_machine() -> None:
+    assert zoneinfo.TZPATH == ()
+    assert ZoneInfo.no_cache("Asia/Kathmandu").key == "Asia/Kathmandu"
 
 
 def test_the_admin_says_what_the_database_would_refuse(acme: Tenant, admin_client: Client) -> None:
