@@ -18,13 +18,16 @@ def main() -> int:
     options = parser.parse_args()
     with standing_alone() as ollama, contextlib.ExitStack() as gateways:
         from tests import racing
+        from tests.conftest import furnish
         from tests.gateway import Gateway
 
         emptied(ollama)
+        furnish(ollama)
         running = [gateways.enter_context(Gateway()) for _ in range(options.processes)]
         lost = 0
         for seed in range(options.seed, options.seed + options.rounds):
             emptied(ollama)
+            furnish(ollama)
             race = racing.draw(seed, options.callers)
             counts, broken = racing.run(race, ollama, running)
             sys.stdout.write("\n  ".join([f"{race}: {counts}", *broken]) + "\n")

@@ -20,9 +20,11 @@ def main() -> int:
     with standing_alone() as ollama, contextlib.ExitStack() as gateways:
         from tenants.services import create_tenant
         from tests import revoking
+        from tests.conftest import furnish
         from tests.gateway import Gateway
 
         emptied(ollama)
+        furnish(ollama)
         ollama.settings.piece_delay = 0.05
         ollama.fault("pieces-100000")
         acme = create_tenant(slug="acme", name="ACME", actor="trial", allow_all_models=True)

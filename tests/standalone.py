@@ -36,11 +36,8 @@ def standing_alone() -> Iterator[SimulatorThread]:
 
 
 def emptied(ollama: SimulatorThread) -> None:
-    """Empty tables, an empty Redis whose counters may be believed, and an Ollama as new."""
+    """Empty tables, and an Ollama as new."""
     from django.core.management import call_command
-
-    from tests.conftest import furnish
 
     call_command("flush", verbosity=0, interactive=False)
     ollama.reset()
-    furnish(ollama)

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from random import Random
 
+from django.db import connection
+
 from budgets.counters import DRAINED, EPOCH, RESERVE, SETTLE, SETTLED, redis_in_bytes
 from budgets.models import Budget
 from budgets.services import set_budget
@@ -165,6 +167,37 @@ class Faults:
         eventually(is_back, PATIENCE_SECONDS)
         self._stage.flushed.append(span)
 
+    def fill(self) -> None:
+        """Redis has no room for anything more."""
+        redis = redis_in_bytes()
+        before = redis.config_get("maxmemory")["maxmemory"]
+        redis.config_set("maxmemory", 1)
+        with contextlib.ExitStack() as blind:
+            for door in self._stage.doors:
+                blind.enter_context(during(door.blind))
+            self._wait(0.3, 2)
+        redis.config_set("maxmemory", before)
+
+    def postgres_restarts(self) -> None:
+        """Every connection to PostgreSQL breaks, and gateways get no new ones for a while."""
+        for worker in self._workers:
+            worker.postgres_breaks = True
+        for door in self._stage.doors:
+            door.postgres.refuse()
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        self._wait(1, 3)
+        for door in self._stage.doors:
+            door.postgres.take_again()
+
+    def minute_ends(self) -> None:
+        """The period of a budget of sixty seconds ends with calls running."""
+        time.sleep(60 - time.time() % 60)
+        self._wait(0.2, 1)
+
     def revoke(self) -> None:
         """A key is revoked while its calls run."""
         keyed = self._key()
@@ -204,7 +237,8 @@ class Faults:
 
     def lower_limit(self) -> None:
         """A budget gets less than it has given already, perhaps."""
-        hard = Budget.objects.filter(shadow=False, limit__gt=0).order_by("id")
+        # What one of sixty seconds counted last is not of the period that it counts now.
+        hard = Budget.objects.filter(shadow=False, limit__gt=0).exclude(period="fixed").order_by("id")
         budget = self._random.choice(list(hard))
         assert budget.limit is not None
         limit = int(budget.limit * self._random.uniform(0.1, 0.8))

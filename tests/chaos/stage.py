@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 from django.conf import settings
@@ -26,8 +25,8 @@ from tenants.models import Tenant
 from tenants.services import create_tenant
 from tests.chaos.plan import KEYS_AT_FIRST, TENANTS, KeyLimits, Plan
 from tests.conftest import eventually, furnish
-from tests.fault_proxy import FaultProxy
-from tests.gateway import Gateway
+from tests.fault_proxy import FaultProxy, line_to
+from tests.gateway import Gateway, database_url
 
 # Long enough that a machine with other work takes no gateway for dead.
 LEASE_SECONDS = 4
@@ -82,16 +81,19 @@ class Keyed:
 
 
 class Door:
-    """A gateway and its line to Redis; after a crash another one stands at the same door.
+    """A gateway and its lines to Redis and PostgreSQL; after a crash another one stands at the same door.
 
     ``blind`` are the times without Redis, ``asleep`` those without the
     processor, ``gone`` those without a gateway, from the moment on at which it
     was told to end, and ``deaths`` the moments at which it was killed.
     """
 
-    def __init__(self, number: int, line: FaultProxy, redis_url: str, spool: Path) -> None:
+    def __init__(
+        self, number: int, line: tuple[FaultProxy, str], postgres: tuple[FaultProxy, str], spool: Path
+    ) -> None:
         self.number = number
-        self.line = line
+        self.line, redis_url = line
+        self.postgres, database_url = postgres
         self.gateway: Gateway | None = None
         self.blind: list[Span] = []
         self.asleep: list[Span] = []
@@ -100,6 +102,7 @@ class Door:
         self.log = ""
         self._settings = {
             "REDIS_URL": redis_url,
+            "DATABASE_URL": database_url,
             "REDIS_TIMEOUT_SECONDS": str(REDIS_TIMEOUT_SECONDS),
             "LEASE_SECONDS": str(LEASE_SECONDS),
             "HEARTBEAT_SECONDS": str(HEARTBEAT_SECONDS),
@@ -166,6 +169,7 @@ class Stage:
         of_all = functools.partial(set_budget, scope="platform", unit="tokens", actor="chaos")
         of_all(period="lifetime", limit=plan.platform_tokens)
         of_all(period="day", limit=10, shadow=True)
+        of_all(period="60s", limit=plan.platform_tokens // 2)
         self.issue_keys(KEYS_AT_FIRST)
         _, self.usher = issue_key(tenant=self.tenants[0], label="usher", actor="chaos")
 
@@ -211,8 +215,6 @@ def _key(tenant: Tenant, label: str, limits: KeyLimits) -> Keyed:
 @contextlib.contextmanager
 def on_stage(plan: Plan, ollama: SimulatorThread, directory: Path) -> Iterator[Stage]:
     """A stage whose gateways run; they are gone when the round is over, whatever happened."""
-    address = urlsplit(settings.REDIS_URL)
-    userinfo, _, _ = address.netloc.rpartition("@")
     spool = directory / f"spool-{plan.seed}"
     with contextlib.ExitStack() as stack:
         stack.enter_context(
@@ -222,9 +224,9 @@ def on_stage(plan: Plan, ollama: SimulatorThread, directory: Path) -> Iterator[S
         )
         doors = []
         for number in range(plan.gateways):
-            line = stack.enter_context(FaultProxy(address.hostname or "127.0.0.1", address.port or 6379))
-            netloc = f"{userinfo}@127.0.0.1:{line.port}" if userinfo else f"127.0.0.1:{line.port}"
-            doors.append(Door(number, line, urlunsplit(address._replace(netloc=netloc)), spool))
+            to_redis = stack.enter_context(line_to(settings.REDIS_URL))
+            to_postgres = stack.enter_context(line_to(database_url()))
+            doors.append(Door(number, to_redis, to_postgres, spool))
         furnish(ollama)
         stage = Stage(plan, ollama, doors)
         try:

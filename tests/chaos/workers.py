@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from django.db import connection
-from redis.exceptions import RedisError
+from django.db import InterfaceError, OperationalError, connection
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from budgets import ledger, spool
 from budgets.rebuild import ensure_epoch
@@ -20,6 +20,8 @@ class Worker(threading.Thread):
     def __init__(self, number: int) -> None:
         super().__init__(name=f"worker {number}")
         self.errors: list[Exception] = []
+        # Set before PostgreSQL breaks connections, which is an error no more.
+        self.postgres_breaks = False
         self._stopping = threading.Event()
         self._resting = threading.Event()
 
@@ -45,9 +47,16 @@ class Worker(threading.Thread):
         for task in (ensure_epoch, ledger.drain, spool.replay, sweep):
             try:
                 task()
+            except OutOfMemoryError:
+                # What Redis has no room for now is done again when it has.
+                continue
             except RedisError as exc:
                 # What is lost while Redis is being emptied; Celery would log it and come back.
                 if "NOGROUP" not in str(exc) and "no such key" not in str(exc):
+                    self.errors.append(exc)
+            except (OperationalError, InterfaceError) as exc:
+                connection.close()
+                if not self.postgres_breaks:
                     self.errors.append(exc)
             except Exception as exc:  # noqa: BLE001, any error is a finding
                 self.errors.append(exc)
