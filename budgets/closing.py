@@ -38,6 +38,7 @@ from budgets.models import (
 )
 from budgets.periods import Schedule
 from budgets.schedules import schedules_of
+from budgets.visitors import FIRST_ID
 
 ACTOR = "tollgate"
 # Longer than the clock of Redis may go back unnoticed.
@@ -58,7 +59,8 @@ def close_periods() -> int:
         return 0
     # Over by both clocks: one of them may have jumped.
     over = min(now(), datetime.fromtimestamp(redis.time()[0], UTC)) - PATIENCE
-    past = BudgetPeriod.objects.filter(told=None, run="", period_end__lte=over)
+    # Nobody waits for what a visitor's day came to, nor a run.
+    past = BudgetPeriod.objects.filter(told=None, run="", period_end__lte=over, budget_id__lt=FIRST_ID)
     quiet = _nothing_held(past.order_by("period_end"))
     if not quiet or SpooledSettlement.objects.exists():
         return 0

@@ -52,6 +52,10 @@ class ConcurrencyLimited(LimitReached):
     """As many calls are running already as may run at one time."""
 
 
+class HumanCheckRequired(LimitReached):
+    """As many requests came from an address as may before a human has to show themselves."""
+
+
 class KeyNoLongerValid(Refusal):
     """The key has expired by the clock that decides, Redis' own."""
 

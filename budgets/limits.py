@@ -63,7 +63,7 @@ class Limit:
     ``name`` is what headers and refusals call it. ``limit`` None: no limit.
     Of a budget with ``raises`` it is what holds without them, until ``at``
     has been asked. Only a ``hard`` one refuses. ``window`` is ``minute``, ``now`` (concurrency)
-    or the kind of a budget's period.
+    or the kind of a budget's period. Callers do not hear of one that is not ``told``.
     """
 
     kind: Kind
@@ -78,6 +78,7 @@ class Limit:
     upstream: str
     schedule: periods.Schedule | None = None
     raises: tuple[Raise, ...] = ()
+    told: bool = True
     _counter: Counter | None = field(default=None, repr=False, compare=False)
     _period: periods.Period | None = field(default=None, repr=False, compare=False)
 
@@ -301,7 +302,11 @@ def load(caller: Caller) -> Limits:
             prices.setdefault(row.model, []).append((int(row.starts_at.timestamp() * 1000), pinned))
         credit = OutageCredit.objects.filter(tenant=caller.tenant_id).values_list("tokens", flat=True).first()
         switches = kill_switches.load(caller)
-    return Limits((*rates, *budgets), prices, credit or 0, switches)
+    limits = (*rates, *budgets)
+    for limit in limits:
+        # Whoever comes in from the street is not told how much their host uses.
+        limit.told = caller.allowance is None
+    return Limits(limits, prices, credit or 0, switches)
 
 
 def _of_rate_limit(row: RateLimit) -> Limit:

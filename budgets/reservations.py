@@ -45,6 +45,7 @@ from budgets.exceptions import (
     ClockDoubtful,
     ConcurrencyLimited,
     CountersUnavailable,
+    HumanCheckRequired,
     KeyNoLongerValid,
     LimitReached,
     PriceMissing,
@@ -56,6 +57,7 @@ from budgets.kill_switches import CLOCKS_DIFFER_MS, Switch, stopping
 from budgets.limits import Counting, Limit, Limits, limits_for
 from budgets.pricing import PinnedPrice
 from budgets.settlements import Moments, Settlement, settlement
+from budgets.visitors import UNTIL_CHECK, Visitor, with_visitor
 from keys.verification import Caller
 from tenants.clock import TOLERANCE_MS, clock
 from tenants.ids import new_id
@@ -89,6 +91,7 @@ class Demand:
     and the model can at most, 0 for embeddings; ``least_output`` the output
     with which an answer is still of use, 0 for embeddings. ``model`` is the
     canonical name, ``run`` what the client calls the run that the call is part of.
+    ``visitor`` is who calls without a key.
     """
 
     request_id: UUID
@@ -102,6 +105,7 @@ class Demand:
     output_tokens: int
     least_output: int
     run: str = ""
+    visitor: Visitor | None = None
 
 
 class Standing(NamedTuple):
@@ -112,7 +116,7 @@ class Standing(NamedTuple):
     lowered below that. ``reset_seconds``: until some of it comes back, None for
     never or for nobody knows. ``window`` is ``minute``, ``now`` (how many at one
     time) or the kind of a budget's period; ``window_seconds`` its length, None
-    if it has none.
+    if it has none. ``held`` is what running calls may use of it yet.
     """
 
     name: str
@@ -123,6 +127,7 @@ class Standing(NamedTuple):
     reset_seconds: float | None
     window: str
     window_seconds: int | None
+    held: int = 0
 
 
 @dataclass(slots=True)
@@ -229,6 +234,7 @@ async def reserve(caller: Caller, demand: Demand) -> Reservation:
     for _ in range(ATTEMPTS):
         now_ms = clock.now_ms()
         counting = limits.counting(demand.model, demand.upstream, now_ms, demand.run)
+        counting = with_visitor(counting, caller, demand.visitor, now_ms, demand.run)
         applying, counters = counting.limits, counting.counters
         price = limits.price_of(demand.model, now_ms)
         if price is None and any(limit.hard and limit.unit == "micro_usd" for limit in applying):
@@ -287,25 +293,26 @@ async def refuse_killed(caller: Caller, model: str = "", upstream: str = "") -> 
 async def _refuse_killed(caller: Caller, limits: Limits, model: str, upstream: str) -> None:
     if not stopping(limits.switches, clock.now_ms() - CLOCKS_DIFFER_MS, model, upstream):
         return
-    now_ms, _ = await _look(caller, limits)
+    now_ms, _ = await _look(caller, limits, None)
     if switch := stopping(limits.switches, now_ms, model, upstream):
         raise switch.refusal()
 
 
-async def look(caller: Caller) -> list[Standing]:
-    """How the limits of all of a caller's calls stand; sets nothing aside.
+async def look(caller: Caller, visitor: Visitor | None = None) -> list[Standing]:
+    """How the limits of all calls of a caller, and of one visitor, stand; sets nothing aside.
 
     For what needs a good key and no room. Raises as ``reserve`` does, but for
     the limits themselves.
     """
-    _, standing = await _look(caller, await limits_for(caller))
+    _, standing = await _look(caller, await limits_for(caller), visitor)
     return standing
 
 
-async def _look(caller: Caller, limits: Limits) -> tuple[int, list[Standing]]:
+async def _look(caller: Caller, limits: Limits, visitor: Visitor | None) -> tuple[int, list[Standing]]:
     """The time in Redis, in ms since 1970, and how the limits stand then."""
     for _ in range(ATTEMPTS):
-        counting = limits.counting("", "", clock.now_ms())
+        now_ms = clock.now_ms()
+        counting = with_visitor(limits.counting("", "", now_ms), caller, visitor, now_ms)
         request_id = str(new_id())
         terms = _terms(caller, counting, (FREE,) * len(counting.limits))
         try:
@@ -523,7 +530,11 @@ def _limit_reached(
             waits[number] = None if wait_ms < 0 else wait_ms / 1000
         else:
             waits[number] = None if counter.end is None else counter.end - now_ms / 1000
-    longest = max(waits, key=lambda number: float("inf") if (wait := waits[number]) is None else wait)
+    # A human check lifts one limit; where another one refuses too, it would be asked for in vain.
+    others = {number: wait for number, wait in waits.items() if limits[number - 1].name != UNTIL_CHECK}
+    longest = max(
+        others or waits, key=lambda number: float("inf") if (wait := waits[number]) is None else wait
+    )
     kinds: dict[str, type[LimitReached]] = {
         "budget": BudgetExhausted,
         "rate": RateLimited,
@@ -535,6 +546,8 @@ def _limit_reached(
         _named(limits[number - 1], counters[number - 1], fits=_fits(limits, charges, number, demand))
         for number in first
     ]
+    if limits[longest - 1].name == UNTIL_CHECK:
+        return HumanCheckRequired(standing, None, refused_by)
     return kinds[limits[longest - 1].kind](standing, waits[longest], refused_by)
 
 
@@ -565,7 +578,7 @@ def _standing(
     standing = []
     for number in [*first, *(number for number in every if number not in first)] if first else every:
         limit, counter = limits[number - 1], counters[number - 1]
-        if limit.limit is None or not limit.hard:
+        if limit.limit is None or not limit.hard or not limit.told:
             continue
         reset: float | None = None
         length: int | None = None
@@ -578,7 +591,8 @@ def _standing(
         remaining = limit.limit - figures[3 * number - 3] - figures[3 * number - 2]
         standing.append(
             Standing(
-                limit.name, limit.scope, limit.unit, limit.limit, remaining, reset, limit.window, length
+                limit.name, limit.scope, limit.unit, limit.limit, remaining, reset, limit.window, length,
+                figures[3 * number - 2],
             )
         )  # fmt: skip
     return standing

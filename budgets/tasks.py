@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from celery import shared_task
 
-from budgets import alerts, closing, deliveries, ledger, rebuild, spool, sweeping
+from budgets import alerts, closing, deliveries, ledger, rebuild, spool, sweeping, visitors
 
 
 @shared_task(ignore_result=True)
@@ -49,3 +49,9 @@ def close_periods() -> None:
     """Write down what periods that are over came to, and what is booked on them later; every minute."""
     closing.close_periods()
     closing.note_late_usage()
+
+
+@shared_task(ignore_result=True)
+def forget_visitors() -> None:
+    """Forget what visitors used on days long past; every hour."""
+    visitors.forget()

@@ -20,6 +20,7 @@ EVERY = {
     "budgets.tasks.deliver": 5.0,
     "budgets.tasks.close_periods": 60.0,
     "budgets.tasks.trim": 300.0,
+    "budgets.tasks.forget_visitors": 3600.0,
 }
 
 app = Celery("tollgate")

@@ -5,6 +5,7 @@ the two. Nothing else in the project reads the environment.
 """
 
 import zoneinfo
+from ipaddress import ip_network
 from pathlib import Path
 
 import environ
@@ -146,6 +147,14 @@ LEASE_SECONDS: int = env.int("LEASE_SECONDS", default=30)
 HEARTBEAT_SECONDS: float = env.float("HEARTBEAT_SECONDS", default=2)
 MAX_BACKLOG: int = env.int("MAX_BACKLOG", default=100_000)
 SPOOL_DIR = Path(env.str("SPOOL_DIR", default=str(BASE_DIR / ".data" / "spool")))
+
+# Visitors: whose word counts for where a request comes from, and who tells humans from robots.
+TRUSTED_PROXIES = [ip_network(network) for network in env.list("TRUSTED_PROXIES", default=[])]
+HUMAN_CHECK_SERVICE: str = env.str("HUMAN_CHECK_SERVICE", default="")
+HUMAN_CHECK_SECRET: str = env.str("HUMAN_CHECK_SECRET", default="")
+HUMAN_CHECK_SITE_KEY: str = env.str("HUMAN_CHECK_SITE_KEY", default="")
+HUMAN_CHECK_URL: str = env.str("HUMAN_CHECK_URL", default="")
+HUMAN_CHECK_SECONDS: float = env.float("HUMAN_CHECK_SECONDS", default=5)
 
 # Upstreams: how long each part of a call may take, and how long the list of models is good for.
 CATALOG_REFRESH_SECONDS: float = env.float("CATALOG_REFRESH_SECONDS", default=10)

@@ -11,9 +11,11 @@ from django.utils.timezone import now
 
 from audit.admin import ask_reason
 from keys import services
-from keys.models import ApiKey, KeySecret, PolicyRule
+from keys.models import AnonymousAccess, ApiKey, KeySecret, PolicyRule
 from tenants import generations
 from tenants.forms import WhichModelsForm
+
+ANONYMOUS_LIMITS = ("visitor_tokens", "address_tokens", "address_streams", "check_after")
 
 
 class KeyForm(WhichModelsForm):
@@ -100,6 +102,11 @@ class ApiKeyAdmin(admin.ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
 
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        """The key of visitors can only be revoked: the rest of it is told by their anonymous access."""
+        by_hand = not isinstance(obj, ApiKey) or obj.kind != ApiKey.Kind.ANONYMOUS
+        return by_hand and super().has_change_permission(request, obj)
+
     def save_model(self, request: HttpRequest, obj: ApiKey, form: KeyForm, change: bool) -> None:
         actor = str(request.user)
         if not change:
@@ -172,3 +179,27 @@ class PolicyRuleAdmin(admin.ModelAdmin):
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[PolicyRule]) -> None:
         for rule in queryset:
             self.delete_model(request, rule)
+
+
+@admin.register(AnonymousAccess)
+class AnonymousAccessAdmin(admin.ModelAdmin):
+    """Whom tenants let in without a key. A door is closed, never deleted: its key is in the books."""
+
+    fields = ["tenant", "enabled", "models", *ANONYMOUS_LIMITS, "warning_percent"]
+    list_display = ["tenant", "enabled", *ANONYMOUS_LIMITS]
+    list_select_related = ["tenant"]
+    list_filter = ["enabled"]
+    search_fields = ["tenant__slug"]
+    autocomplete_fields = ["tenant"]
+    show_full_result_count = False
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
+        return ["tenant"] if obj else []
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def save_model(self, request: HttpRequest, obj: AnonymousAccess, form: Any, change: bool) -> None:
+        names = ("enabled", "models", *ANONYMOUS_LIMITS, "warning_percent")
+        changes = {name: getattr(obj, name) for name in names}
+        services.set_anonymous_access(tenant=obj.tenant, actor=str(request.user), **changes)

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from django.db import connection, transaction
 from django.db.models import F, Q
 
-from keys.models import KeySecret, PolicyRule
+from keys.models import AnonymousAccess, ApiKey, KeySecret, PolicyRule
 from keys.policies import Policy, together
 from tenants import generations
 from tenants.models import Tenant
+
+# How the public id of a tenant's visitors begins: ``@`` and the slug. No secret has such a one.
+VISITORS = "@"
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a tenant allows its visitors, as in ``AnonymousAccess``; None is no limit."""
+
+    visitor_tokens: int | None
+    address_tokens: int | None
+    address_streams: int | None
+    check_after: int | None
+    warning_percent: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +38,9 @@ class Caller:
     secret, in milliseconds since 1970. ``revoked`` is also true when the
     member's user is disabled. ``policy`` has the options that anybody said
     something about.
+
+    The visitors of a tenant, who have no secret, are one caller together, with
+    an ``allowance``; None for everybody else.
     """
 
     public_id: str
@@ -46,6 +63,7 @@ class Caller:
     policy: Policy
     tenant_generation: int
     platform_generation: int
+    allowance: Allowance | None = None
 
     @property
     def generations(self) -> dict[str, int]:
@@ -57,7 +75,7 @@ class Caller:
 
 
 def load(public_id: str) -> Caller | None:
-    """The caller with this public id; None if there is no such secret.
+    """The caller with this public id; None if there is no such secret, or nobody is let in without one.
 
     Raises Django's ``db.Error`` if the database cannot be asked.
     """
@@ -66,14 +84,13 @@ def load(public_id: str) -> Caller | None:
             # The rows and the numbers must be of one moment, so both come from one snapshot.
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             cursor.execute("SET LOCAL statement_timeout = '3s'")
+        if public_id.startswith(VISITORS):
+            return _visitors(public_id)
         rows = KeySecret.objects.select_related("key__tenant", "key__member__user", "key__member__team")
         secret = rows.filter(pk=public_id).first()
         if secret is None:
             return None
-        policy = policy_of(secret.key.tenant_id, secret.key_id)
-        subject = generations.subject_of(secret.key.tenant_id)
-        numbers = generations.numbers_of(subject, generations.PLATFORM)
-    return _caller(secret, policy, numbers[subject], numbers[generations.PLATFORM])
+        return _caller(secret.key, secret)
 
 
 def policy_of(tenant_id: UUID, key_id: UUID | None) -> Policy:
@@ -84,16 +101,40 @@ def policy_of(tenant_id: UUID, key_id: UUID | None) -> Policy:
     return together(rules.order_by(F("tenant").asc(nulls_first=True), F("key").asc(nulls_first=True)))
 
 
-def _caller(secret: KeySecret, policy: Policy, tenant_generation: int, platform_generation: int) -> Caller:
-    key = secret.key
+def _visitors(public_id: str) -> Caller | None:
+    """The visitors of a tenant; None for every reason not to let them in, so that all look alike."""
+    rows = AnonymousAccess.objects.select_related("key__tenant")
+    access = rows.filter(tenant__slug=public_id.removeprefix(VISITORS), enabled=True).first()
+    if access is None or access.key.revoked_at is not None or access.key.tenant.state != Tenant.State.ACTIVE:
+        return None
+    return replace(
+        _caller(access.key, None),
+        public_id=public_id,
+        # Only what is listed for visitors: neither key nor tenant has a say here.
+        allow_all_models=False,
+        models=frozenset(access.models),
+        allowance=Allowance(
+            visitor_tokens=access.visitor_tokens,
+            address_tokens=access.address_tokens,
+            address_streams=access.address_streams,
+            check_after=access.check_after,
+            warning_percent=access.warning_percent,
+        ),
+    )
+
+
+def _caller(key: ApiKey, secret: KeySecret | None) -> Caller:
+    subject = generations.subject_of(key.tenant_id)
+    numbers = generations.numbers_of(subject, generations.PLATFORM)
     tenant = key.tenant
     member = key.member
     team = member.team if member else None
     models = tenant.models if key.models is None else key.models
-    ends = [int(end.timestamp() * 1000) for end in (key.expires_at, secret.expires_at) if end is not None]
+    expiries = (key.expires_at, secret.expires_at if secret else None)
+    ends = [int(end.timestamp() * 1000) for end in expiries if end is not None]
     return Caller(
-        public_id=secret.public_id,
-        digest=secret.digest,
+        public_id=secret.public_id if secret else "",
+        digest=secret.digest if secret else "",
         key_id=key.pk,
         key=key.label,
         tenant_id=tenant.pk,
@@ -109,7 +150,7 @@ def _caller(secret: KeySecret, policy: Policy, tenant_generation: int, platform_
         models=None if models is None else frozenset(models),
         expires_at_ms=min(ends, default=None),
         revoked=key.revoked_at is not None or (member is not None and not member.user.is_active),
-        policy=policy,
-        tenant_generation=tenant_generation,
-        platform_generation=platform_generation,
+        policy=policy_of(key.tenant_id, key.pk),
+        tenant_generation=numbers[subject],
+        platform_generation=numbers[generations.PLATFORM],
     )

@@ -8,6 +8,9 @@ from keys.policies import OPTIONS
 from tenants.ids import new_id
 from tenants.models import Member, Tenant
 
+# The largest whole number that Redis' scripts count exactly.
+LARGEST = 2**53 - 1
+
 
 class ApiKey(models.Model):
     """What a program calls the gateway with: its tenant, its label, what it may call.
@@ -17,12 +20,23 @@ class ApiKey(models.Model):
 
     What it may call: every installed model if ``allow_all_models``, else those
     of ``models``; each of the two is the tenant's where the key's is null.
+
+    The calls of visitors, who have no secret, are booked on a key of kind
+    ``anonymous``; what they may call is told by ``AnonymousAccess``.
     """
+
+    class Kind(models.TextChoices):
+        SECRET = "secret"  # noqa: S105 - a word
+        ANONYMOUS = "anonymous"
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="keys")
     member = models.ForeignKey(Member, on_delete=models.PROTECT, related_name="keys", null=True, blank=True)
     label = models.CharField(max_length=80, help_text="What the key is for, such as nightly-report.")
+    # With a default in the database, because the release before this one writes keys too.
+    kind = models.CharField(
+        max_length=10, choices=Kind.choices, default=Kind.SECRET, db_default=Kind.SECRET, editable=False
+    )
     allow_all_models = models.BooleanField(null=True, blank=True)
     created_at = models.DateTimeField(default=now, editable=False)
     expires_at = models.DateTimeField(
@@ -57,6 +71,10 @@ class ApiKey(models.Model):
             models.CheckConstraint(
                 condition=Q(revoked_reason="") | Q(revoked_at__isnull=False),
                 name="keys_apikey_reason_only_when_revoked",
+            ),
+            models.CheckConstraint(
+                condition=Q(kind="secret") | Q(kind="anonymous", member=None, allow_all_models=False),
+                name="keys_apikey_anonymous_belongs_to_the_tenant",
             ),
             # What a row about a key of a tenant may point at with both columns.
             models.UniqueConstraint(fields=["id", "tenant"], name="keys_apikey_with_its_tenant"),
@@ -204,3 +222,72 @@ class PolicyRule(models.Model):
     def clean(self) -> None:
         if self.key is not None and self.key.tenant_id != self.tenant_id:
             raise ValidationError({"key": "The key belongs to another tenant."})
+
+
+class AnonymousAccess(models.Model):
+    """What people may use who have no key, but name the tenant. Without a row, or not enabled: nothing.
+
+    A visitor and the network they come from each have their tokens for a day of
+    the tenant. After ``check_after`` requests of a network in a day it is asked
+    for proof that a human is there; each proof is good for as many again. Of
+    the limits empty is none, and 0 lets nothing through. ``key`` is the one on
+    which the calls are booked.
+    """
+
+    tenant = models.OneToOneField(Tenant, on_delete=models.PROTECT, primary_key=True, related_name="+")
+    key = models.OneToOneField(ApiKey, on_delete=models.PROTECT, related_name="+", editable=False)
+    enabled = models.BooleanField(default=False, help_text="Whether anybody is let in without a key.")
+    visitor_tokens = models.BigIntegerField(
+        null=True,
+        blank=True,
+        default=20_000,
+        help_text="Tokens one visitor (a browser) may use in a day, in and out. Empty: no limit. 0: none.",
+    )
+    address_tokens = models.BigIntegerField(
+        null=True,
+        blank=True,
+        default=100_000,
+        help_text="Tokens all visitors of one address may use in a day. Empty: no limit. 0: none.",
+    )
+    address_streams = models.IntegerField(
+        null=True,
+        blank=True,
+        default=2,
+        help_text="Calls of one address that may run at one time. Empty: no limit. 0: none.",
+    )
+    check_after = models.IntegerField(
+        null=True,
+        blank=True,
+        default=None,
+        help_text="Requests of one address in a day until a human check. Empty: never. 0: always.",
+    )
+    warning_percent = models.PositiveSmallIntegerField(
+        default=80, help_text="From how much of an allowance on a visitor is told: warning."
+    )
+    # The last field, because from here on the name is no longer Django's module.
+    models = ArrayField(
+        models.TextField(), default=list, blank=True, help_text="Models visitors may call. Empty: none."
+    )
+
+    class Meta:
+        verbose_name = "anonymous access"
+        verbose_name_plural = "anonymous access"
+        ordering = ["tenant__slug"]
+        constraints = [
+            models.CheckConstraint(
+                condition=(Q(visitor_tokens=None) | Q(visitor_tokens__range=(0, LARGEST)))
+                & (Q(address_tokens=None) | Q(address_tokens__range=(0, LARGEST)))
+                & (Q(address_streams=None) | Q(address_streams__gte=0))
+                & (Q(check_after=None) | Q(check_after__gte=0)),
+                name="keys_anonymousaccess_limits_in_range",
+                violation_error_message="A limit is 0 or more, or empty.",
+            ),
+            models.CheckConstraint(
+                condition=Q(warning_percent__range=(1, 100)),
+                name="keys_anonymousaccess_warns_between_1_and_100",
+                violation_error_message="A warning is given from 1 to 100 percent on.",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"anonymous access of {self.tenant}"

@@ -9,7 +9,7 @@ from django.views.decorators.debug import sensitive_variables
 
 from audit.recording import record
 from keys import secrets
-from keys.models import ApiKey, KeySecret, PolicyRule
+from keys.models import AnonymousAccess, ApiKey, KeySecret, PolicyRule
 from tenants import generations
 from tenants.models import Member, Tenant
 
@@ -165,3 +165,59 @@ def remove_policy(*, rule: PolicyRule, actor: str) -> None:
 
 def _said(rule: PolicyRule) -> dict[str, bool | int | None]:
     return {name: getattr(rule, name) for name in ("allowed", "minimum", "maximum", "default_value")}
+
+
+@transaction.atomic
+def set_anonymous_access(*, tenant: Tenant, actor: str, **changes: Any) -> AnonymousAccess:
+    """Say whether and how much people without a key may use of ``tenant``; returns it as it is then.
+
+    ``changes`` are fields of ``AnonymousAccess``; what is not named stays as it
+    is, or as it is by default. The key on which their calls are booked is made
+    the first time, and again if it was revoked. Raises ``ValidationError`` for
+    values that it cannot have.
+    """
+    # Two who do this at once for the first time would both make a key.
+    Tenant.objects.select_for_update().get(pk=tenant.pk)
+    access = AnonymousAccess.objects.select_related("key").filter(tenant=tenant).first()
+    access = access or AnonymousAccess(tenant=tenant)
+    before = {name: getattr(access, name) for name in changes}
+    for name, value in changes.items():
+        setattr(access, name, value)
+    access.clean_fields(exclude=["tenant", "key"])
+    access.validate_constraints()
+    if access.key_id is None or (access.enabled and access.key.revoked_at is not None):
+        access.key = _key_for_visitors(tenant, actor)
+    access.save()
+    record(
+        action="anonymous_access.set",
+        actor=actor,
+        subject=str(tenant.pk),
+        tenant_id=tenant.pk,
+        key=access.key_id,
+        before=before,
+        after=changes,
+    )
+    transaction.on_commit(generations.project_quietly)
+    return access
+
+
+def _key_for_visitors(tenant: Tenant, actor: str) -> ApiKey:
+    """A key without a secret, which nobody can call with."""
+    key = ApiKey(
+        tenant=tenant,
+        label="anonymous visitors",
+        kind=ApiKey.Kind.ANONYMOUS,
+        allow_all_models=False,
+        models=[],
+    )
+    key.full_clean()
+    key.save(force_insert=True)
+    record(
+        action="key.issued",
+        actor=actor,
+        subject=str(key.pk),
+        tenant_id=tenant.pk,
+        label=key.label,
+        kind=key.kind,
+    )
+    return key

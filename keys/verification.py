@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import re
 import time
 import weakref
 from collections import OrderedDict
@@ -18,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from keys import secrets
-from keys.callers import Caller, load
+from keys.callers import VISITORS, Caller, load
 from keys.exceptions import SUSPENDED, InvalidKey, KeysUnavailable
 from tenants import generations, snapshots
 from tenants.clock import clock
@@ -32,19 +33,29 @@ logger = logging.getLogger(__name__)
 CALLERS = 20_000
 UNKNOWN_SECRETS = 10_000
 UNKNOWN_SECONDS = 5.0
+# What is switched on for visitors has to work at once, and a tenant's name is worth less than a secret.
+CLOSED_SECONDS = 1.0
 UNKNOWN_PER_SECOND = 200.0
 LOAD_SECONDS = 3.0
 # How often a caller is read that changes while it is read.
 ATTEMPTS = 3
 
+# With which somebody without a secret names the tenant whose visitor they are.
+TENANT_HEADER = "x-tollgate-tenant"
+_SLUG = re.compile(r"[a-z0-9-]{1,50}")
+
 
 async def identify(headers: Mapping[str, str]) -> Caller:
     """The caller whose secret is in ``Authorization: Bearer`` or ``x-api-key``.
 
+    Without either, the visitors of the tenant named in ``X-Tollgate-Tenant``.
     ``headers`` is asked for names in lower case. Raises ``InvalidKey`` if the
-    secret opens nothing, whatever the reason, and ``KeysUnavailable`` if a
-    secret that this process does not know cannot be looked up.
+    secret opens nothing or nobody is let in without one, whatever the reason,
+    and ``KeysUnavailable`` if a secret that this process does not know cannot
+    be looked up.
     """
+    if TENANT_HEADER in headers and "authorization" not in headers and "x-api-key" not in headers:
+        return await _visitors_of(headers[TENANT_HEADER])
     secret = _secret_in(headers)
     public_id = secrets.public_id_of(secret)
     if public_id is None:
@@ -61,6 +72,15 @@ async def identify(headers: Mapping[str, str]) -> Caller:
         if await is_current(caller):
             raise
     return await reload(public_id)
+
+
+async def _visitors_of(slug: str) -> Caller:
+    """The visitors of a tenant; one refusal, and one way to it, for every tenant that lets nobody in."""
+    if _SLUG.fullmatch(slug) is None:
+        raise InvalidKey("malformed tenant")
+    public_id = VISITORS + slug
+    known = _known()
+    return known.get(public_id) or await known.look_up(public_id, public_id)
 
 
 async def is_current(caller: Caller) -> bool:
@@ -178,7 +198,7 @@ class _Known:
             flight = self._start(public_id)
         caller = await flight.caller()
         if caller is None:
-            self._unknown_until[digest] = time.monotonic() + UNKNOWN_SECONDS
+            self._unknown_until[digest] = time.monotonic() + _unknown_seconds(public_id)
             if len(self._unknown_until) > UNKNOWN_SECRETS:
                 self._unknown_until.popitem(last=False)
             raise InvalidKey("unknown secret")
@@ -225,6 +245,11 @@ class _Known:
         if self._allowance < 1:
             raise KeysUnavailable(retry_after=1.0)
         self._allowance -= 1
+
+
+def _unknown_seconds(public_id: str) -> float:
+    """How long it is remembered that nobody is known by this id."""
+    return CLOSED_SECONDS if public_id.startswith(VISITORS) else UNKNOWN_SECONDS
 
 
 _known_by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Known] = weakref.WeakKeyDictionary()

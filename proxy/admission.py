@@ -9,19 +9,22 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from budgets import refusals
-from budgets.exceptions import CountersUnavailable, LimitReached, StaleCaller
+from budgets.exceptions import CountersUnavailable, HumanCheckRequired, LimitReached, StaleCaller
 from budgets.kill_switches import Switch, stopping
 from budgets.reservations import Demand, Reservation, Standing, look, refuse_killed, reserve
 from keys import verification
 from keys.verification import Caller
+from proxy import human_checks
 from proxy.calls import Call, Route
 from proxy.catalog import Installed, Target, catalog
 from proxy.clamping import under
 from proxy.errors import answer_to
 from proxy.exceptions import BadRequest, ModelRefused, OptionRefused
+from proxy.visitors import Guest, guest_of
 from tenants.clock import clock
 from tenants.exceptions import Refusal
 from tenants.quick_settings import settings
@@ -36,15 +39,24 @@ LARGE_BODY_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A call that may run: what, where, and with which room set aside for it."""
+    """A call that may run: what, where, and with which room set aside for it.
+
+    ``cookie`` is the ``Set-Cookie`` for a visitor who needs a new one, else empty.
+    """
 
     call: Call
     target: Target
     reservation: Reservation
+    cookie: str = ""
 
 
 async def admit(
-    request_id: UUID, headers: Mapping[str, str], route: Route, parse: Callable[[bytes], Call], body: bytes
+    request_id: UUID,
+    headers: Mapping[str, str],
+    meta: Mapping[str, Any],
+    route: Route,
+    parse: Callable[[bytes], Call],
+    body: bytes,
 ) -> Admission:
     """Ask the ordered questions; return only when every answer is yes.
 
@@ -55,22 +67,29 @@ async def admit(
     (``BudgetExhausted``, ``RateLimited`` …)? The last one is a single step in
     Redis, which also knows whether what this process remembers of the key, its
     tenant and the settings is still true; if not, it is read again, once. A no
-    from memory alone is checked in the same way.
+    from memory alone is checked in the same way. A visitor of whose network a
+    human check is demanded may bring it with the request.
     """
     caller = await verification.identify(headers)
-    model = run = ""
+    model, run, guest = "", "", None
     try:
         run = run_of(headers)
         call = await asyncio.to_thread(parse, body) if len(body) > LARGE_BODY_BYTES else parse(body)
         model = call.model
-        for _ in range(2):
+        for _ in range(3):
             try:
                 switches = await refuse_killed(caller)
                 await catalog.catch_up(caller)
                 target = catalog.resolve(caller, model, closed_upstreams(switches))
                 allowed = under(caller.policy, call)
-                demand = _demand(request_id, allowed, target, run)
-                return Admission(allowed, target, await reserve(caller, demand))
+                guest = guest or guest_of(caller, headers, meta)
+                reservation = await reserve(caller, _demand(request_id, allowed, target, run, guest))
+                return Admission(allowed, target, reservation, guest.cookie if guest else "")
+            except HumanCheckRequired:
+                if guest is None or human_checks.HEADER not in headers:
+                    raise
+                await human_checks.pass_check(headers[human_checks.HEADER])
+                guest = guest.proven(caller)
             except StaleCaller:
                 caller = await verification.reload(caller.public_id)
             except (ModelRefused, OptionRefused):
@@ -84,7 +103,7 @@ async def admit(
 
 
 @dataclass(frozen=True, slots=True)
-class Visitor:
+class Onlooker:
     """Somebody who only looks: a good key, how its limits stand, and the models it may call now."""
 
     caller: Caller
@@ -110,14 +129,15 @@ class Visitor:
         return stopping(self.switches, clock.now_ms(), model, upstream)
 
 
-async def recognise(headers: Mapping[str, str]) -> Visitor:
+async def recognise(headers: Mapping[str, str], meta: Mapping[str, Any]) -> Onlooker:
     """Who asks for a listing, which needs no room but a good key."""
     caller = await verification.identify(headers)
     for _ in range(2):
         try:
             switches = await refuse_killed(caller)
             await catalog.catch_up(caller)
-            return Visitor(caller, await look(caller), switches)
+            guest = guest_of(caller, headers, meta)
+            return Onlooker(caller, await look(caller, guest.visitor if guest else None), switches)
         except StaleCaller:
             caller = await verification.reload(caller.public_id)
     raise CountersUnavailable
@@ -145,7 +165,7 @@ def run_of(headers: Mapping[str, str]) -> str:
     return run
 
 
-def _demand(request_id: UUID, call: Call, target: Target, run: str) -> Demand:
+def _demand(request_id: UUID, call: Call, target: Target, run: str, guest: Guest | None) -> Demand:
     """The most that a call may need: every byte of a prompt counts as a token.
 
     Of a prompt beyond the model's context, or the smaller one that it is told,
@@ -168,6 +188,7 @@ def _demand(request_id: UUID, call: Call, target: Target, run: str) -> Demand:
         output_tokens=min(wish, settings.MAX_OUTPUT_TOKENS) if generates else 0,
         least_output=1 if generates else 0,
         run=run,
+        visitor=guest.visitor if guest else None,
     )
 
 

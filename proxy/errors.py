@@ -28,6 +28,7 @@ from budgets.exceptions import (
     ConcurrencyLimited,
     CountersUnavailable,
     HoldLost,
+    HumanCheckRequired,
     KeyEnded,
     KeyKilled,
     KeyNoLongerValid,
@@ -51,6 +52,8 @@ from proxy.exceptions import (
     CloudModelRefused,
     Draining,
     GpuTimeOver,
+    HumanCheckFailed,
+    HumanCheckUnavailable,
     ModelRefused,
     NoModels,
     OptionRefused,
@@ -152,6 +155,13 @@ ANSWERS: dict[type[Refusal], Answer] = {
     ),
     ModelKilled: _forbidden("kill_switch_model", "An operator has stopped all calls to this model."),
     StoppedByOperator: _forbidden("call_stopped", "An operator stopped this call."),
+    HumanCheckRequired: _forbidden(
+        "human_check_required",
+        "A human has to be seen first. Solve the check and repeat with its token in X-Tollgate-Human-Check.",
+    ),
+    HumanCheckFailed: _forbidden(
+        "human_check_failed", "The human check was not passed, or its token was used before. Solve a new one."
+    ),
     BodyTooLarge: _bad(413, "body_too_large", "The request body is too large."),
     UnsupportedMedia: _bad(415, "unsupported_encoding", "Send the request body without Content-Encoding."),
     BudgetExhausted: Answer(
@@ -187,6 +197,9 @@ ANSWERS: dict[type[Refusal], Answer] = {
     BacklogFull: _later(503, "backlog_full", _BLIND, 10),
     HoldLost: _later(
         503, "hold_lost", "This call was stopped: the gateway lost the room set aside for it. Try again.", 1
+    ),
+    HumanCheckUnavailable: _later(
+        503, "human_check_unavailable", "The human check cannot be looked at just now. Try again.", 5
     ),
     Draining: _later(503, "draining", "This gateway process is about to stop. Try again.", 1),
 }
@@ -375,7 +388,7 @@ def limit_headers(standings: Iterable[Standing], dialect: Dialect) -> dict[str, 
     """
     policies, left, tightest = [], [], dict[str, Standing]()
     for one in standings:
-        name, _, unit, quota, rest, back, window, length = one
+        name, _, unit, quota, rest, back, window, length, _ = one
         policies.append(_policy(name, quota, unit, window, length))
         left.append(_remaining(name, rest, back))
         if window != "now" and (unit not in tightest or rest < tightest[unit].remaining):

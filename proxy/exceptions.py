@@ -89,3 +89,11 @@ class GpuTimeOver(CallStopped):
 
 class Draining(Refusal):
     """This process is about to stop and takes no new calls."""
+
+
+class HumanCheckFailed(Refusal):
+    """The service does not vouch for the token, or it was used before."""
+
+
+class HumanCheckUnavailable(Refusal):
+    """The service that knows whether a human was there does not say, or none is set up."""

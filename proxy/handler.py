@@ -51,7 +51,13 @@ class ProxyRequest(HttpRequest):
         # As in Django's own requests, what takes time to make is made when it is asked for.
         self.method = scope["method"]
         self.path = self.path_info = scope["path"]
-        self.META = {"QUERY_STRING": scope["query_string"].decode("latin-1"), "SCRIPT_NAME": ""}
+        client = scope.get("client")
+        self.META = {
+            "QUERY_STRING": scope["query_string"].decode("latin-1"),
+            "SCRIPT_NAME": "",
+            "REMOTE_ADDR": client[0] if client else "",
+            "wsgi.url_scheme": scope.get("scheme", "http"),
+        }
         self._body = body
         headers: dict[str, str] = {}
         for raw_name, raw_value in scope["headers"]:

@@ -15,9 +15,10 @@ from uuid import UUID
 import orjson
 from django.http import HttpRequest
 
+from budgets import quotas
 from budgets.exceptions import CallStopped
 from budgets.reservations import Standing
-from proxy import upstream
+from proxy import human_checks, upstream
 from proxy.admission import Admission, admit, recognise
 from proxy.calls import Call, Dialect, Framing, Route
 from proxy.catalog import catalog
@@ -80,7 +81,7 @@ async def infer(
     request: HttpRequest, request_id: UUID, *, route: Route, parse: Callable[[bytes], Call]
 ) -> Reply:
     """One call of a model, streamed or not, from its admission to its last byte."""
-    admission = await admit(request_id, request.headers, route, parse, request.body)
+    admission = await admit(request_id, request.headers, request.META, route, parse, request.body)
     call, cap = admission.call, admission.reservation.output_cap
     # Loading a model is answered by one object, even where a stream was asked for.
     streams = call.stream and not call.loads
@@ -125,6 +126,8 @@ def _headers(admission: Admission, framing: Framing) -> dict[str, str]:
     }
     if reservation.loan is not None:
         headers["X-Tollgate-Credit"] = f"{reservation.loan.tokens};left={reservation.loan.left}"
+    if admission.cookie:
+        headers["Set-Cookie"] = admission.cookie
     if reservation.capped_by is not None:
         headers["X-Tollgate-Output-Cap"] = f"{reservation.output_cap};by={reservation.capped_by}"
     if admission.call.clamped:
@@ -135,23 +138,23 @@ def _headers(admission: Admission, framing: Framing) -> dict[str, str]:
 @door
 async def tags(request: HttpRequest, request_id: UUID) -> Reply:
     """GET /api/tags: the models that this key may call."""
-    visitor = await recognise(request.headers)
-    return _json({"models": [model.entry for model in visitor.offered()]}, visitor.standing)
+    onlooker = await recognise(request.headers, request.META)
+    return _json({"models": [model.entry for model in onlooker.offered()]}, onlooker.standing)
 
 
 @door
 async def show(request: HttpRequest, request_id: UUID) -> Reply:
     """POST /api/show: one of these models, without what its maker or operator wrote into it."""
-    visitor = await recognise(request.headers)
-    return _json(visitor.find(ollama.parse_show(request.body)).model.shown, visitor.standing)
+    onlooker = await recognise(request.headers, request.META)
+    return _json(onlooker.find(ollama.parse_show(request.body)).model.shown, onlooker.standing)
 
 
 @door
 async def ps(request: HttpRequest, request_id: UUID) -> Reply:
     """GET /api/ps: which of these models are loaded now."""
-    visitor = await recognise(request.headers)
-    allowed = {model.name for model in visitor.offered()}
-    return _json({"models": await catalog.loaded(allowed)}, visitor.standing)
+    onlooker = await recognise(request.headers, request.META)
+    allowed = {model.name for model in onlooker.offered()}
+    return _json({"models": await catalog.loaded(allowed)}, onlooker.standing)
 
 
 @door
@@ -169,26 +172,36 @@ async def root(request: HttpRequest, request_id: UUID) -> Reply:
 @door
 async def models(request: HttpRequest, request_id: UUID) -> Reply:
     """GET /v1/models: the models that this key may call."""
-    visitor = await recognise(request.headers)
-    data = [openai.model_object(model.entry) for model in visitor.offered()]
-    return _json({"object": "list", "data": data}, visitor.standing, Dialect.OPENAI)
+    onlooker = await recognise(request.headers, request.META)
+    data = [openai.model_object(model.entry) for model in onlooker.offered()]
+    return _json({"object": "list", "data": data}, onlooker.standing, Dialect.OPENAI)
 
 
 @door
 async def model(request: HttpRequest, request_id: UUID, name: str) -> Reply:
     """GET /v1/models/{id}: one of them; an id with a slash may be sent percent-encoded or plain."""
-    visitor = await recognise(request.headers)
-    entry = visitor.find(name).model.entry
-    return _json(openai.model_object(entry), visitor.standing, Dialect.OPENAI)
+    onlooker = await recognise(request.headers, request.META)
+    entry = onlooker.find(name).model.entry
+    return _json(openai.model_object(entry), onlooker.standing, Dialect.OPENAI)
 
 
 @door
 async def count_tokens(request: HttpRequest, request_id: UUID) -> Reply:
     """POST /v1/messages/count_tokens: an estimate of ours; nothing is sent upstream."""
-    visitor = await recognise(request.headers)
+    onlooker = await recognise(request.headers, request.META)
     counted = anthropic.parse_count(request.body)
-    visitor.find(counted.model)
-    return _json({"input_tokens": counted.input_tokens}, visitor.standing, Dialect.ANTHROPIC)
+    onlooker.find(counted.model)
+    return _json({"input_tokens": counted.input_tokens}, onlooker.standing, Dialect.ANTHROPIC)
+
+
+@door
+async def usage(request: HttpRequest, request_id: UUID) -> Reply:
+    """GET /v1/usage: what is left of the caller's limits, in the words that hold for visitors too."""
+    onlooker = await recognise(request.headers, request.META)
+    told = quotas.told(onlooker.caller, onlooker.standing)
+    if onlooker.caller.allowance is not None:
+        told["human_check"] = human_checks.offer(onlooker.standing)
+    return _json(told, onlooker.standing, Dialect.OPENAI)
 
 
 @door

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import runpy
@@ -20,12 +21,15 @@ import pytest
 from django.apps import apps
 from django.conf import settings
 from django.core.management import call_command, get_commands
+from django.test import override_settings
 
 import budgets.counters
 import tenants.generations
 from budgets.services import set_budget, set_rate_limit
 from config.celery import app as celery
 from proxy.errors import ANSWERS, INTERNAL, UPSTREAM_REFUSED
+from proxy.exceptions import HumanCheckUnavailable
+from proxy.human_checks import pass_check
 from tenants.redis import redis_now
 from tests.conftest import House, eventually
 
@@ -80,7 +84,7 @@ def shown(default: Any) -> str:
         return str(default).lower()
     if isinstance(default, list):
         return ",".join(default) or "empty"
-    return str(default).removeprefix(f"{ROOT}/")
+    return str(default).removeprefix(f"{ROOT}/") or "empty"
 
 
 def test_every_setting_is_explained_with_its_default(read_settings: dict[str, Any]) -> None:
@@ -167,6 +171,13 @@ def watching_redis() -> Iterator[set[str]]:
     touched.discard("the-end-of-the-test")
 
 
+def service_that_is_away() -> override_settings:
+    """Settings for human checks with a service where nobody listens."""
+    return override_settings(
+        HUMAN_CHECK_SERVICE="turnstile", HUMAN_CHECK_SECRET="of nobody", HUMAN_CHECK_URL="http://127.0.0.1:1"
+    )
+
+
 def test_every_name_in_redis_is_on_its_page(house: House) -> None:
     key = house.ada.key
     set_budget(scope="tenant", tenant=house.acme, unit="tokens", period="day", limit=10**6, actor="test")
@@ -185,6 +196,8 @@ def test_every_name_in_redis_is_on_its_page(house: House) -> None:
         eventually(lambda: redis_now().exists("{p0}:catalog:sim"))
         assert house.ada.chat(model="nobody").status_code == 403
         eventually(lambda: redis_now().exists(budgets.counters.REFUSALS))
+        with service_that_is_away(), pytest.raises(HumanCheckUnavailable):
+            asyncio.run(pass_check("a token"))
         with celery.connection_for_write() as broker:
             celery.send_task("budgets.tasks.drain", connection=broker)
 
