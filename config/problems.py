@@ -26,7 +26,9 @@ def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
     the answer is 503: nobody knows, which is neither yes nor no.
     """
     if isinstance(exc, ValidationError):
-        exc = InvalidData(as_serializer_error(exc))
+        found = as_serializer_error(exc)
+        # Django's and the framework's names for what is wrong with no field alone.
+        exc = InvalidData({"non_field_errors" if name == "__all__" else name: found[name] for name in found})
     if isinstance(exc, DatabaseError | RedisError):
         logger.warning("a store could not be asked: %r", exc)
         return _response(503, "A store that knows the answer cannot be reached. Try again.")

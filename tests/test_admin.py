@@ -12,11 +12,13 @@ from audit.models import AuditEvent, RequestEvent
 from budgets.models import (
     Budget,
     BudgetPeriod,
+    KillSwitch,
     LedgerEntry,
     ParkedRecord,
     PeriodClosing,
     Price,
     RateLimit,
+    RunningCall,
     UsageRollup,
 )
 from keys.models import ApiKey
@@ -27,9 +29,11 @@ from tests.conftest import House
 
 READ_ONLY: set[type[models.Model]] = {
     AuditEvent, RequestEvent, LedgerEntry, UsageRollup, BudgetPeriod, PeriodClosing, ParkedRecord,
+    RunningCall,
 }  # fmt: skip
 OURS: set[type[models.Model]] = {
-    Tenant, Team, Member, User, ApiKey, Upstream, ModelAlias, Budget, RateLimit, Price, *READ_ONLY,
+    Tenant, Team, Member, User, ApiKey, Upstream, ModelAlias, Budget, RateLimit, Price, KillSwitch,
+    *READ_ONLY,
 }  # fmt: skip
 
 
