@@ -25,6 +25,11 @@ LARGEST_PRICE = 10**9
 LARGEST_GPU_PRICE = 10**6
 
 
+# Another spelling would count, cost or stop nothing.
+CANONICAL = Q(model__regex=r"^[a-z0-9_./:-]+:[a-z0-9_.-]+$")
+WRITE_IT_SO = "Write the model in lower case and with its tag: llama3.2:latest."
+
+
 class Scope(models.TextChoices):
     """Whose calls are counted together."""
 
@@ -172,6 +177,11 @@ class Budget(ScopedRow):
             models.CheckConstraint(
                 condition=_names_what_its_scope_needs(), name="budgets_budget_names_what_its_scope_needs"
             ),
+            models.CheckConstraint(
+                condition=Q(model="") | CANONICAL,
+                name="budgets_budget_model_is_canonical",
+                violation_error_message=WRITE_IT_SO,
+            ),
             models.CheckConstraint(condition=Q(unit__in=Unit.values), name="budgets_budget_unit_is_known"),
             models.CheckConstraint(
                 condition=Q(period__in=PeriodKind.values), name="budgets_budget_period_is_known"
@@ -294,6 +304,11 @@ class RateLimit(ScopedRow):
                 condition=_names_what_its_scope_needs(), name="budgets_ratelimit_names_what_its_scope_needs"
             ),
             models.CheckConstraint(
+                condition=Q(model="") | CANONICAL,
+                name="budgets_ratelimit_model_is_canonical",
+                violation_error_message=WRITE_IT_SO,
+            ),
+            models.CheckConstraint(
                 condition=Q(measure__in=Measure.values), name="budgets_ratelimit_measure_is_known"
             ),
             models.CheckConstraint(
@@ -335,7 +350,11 @@ class Price(models.Model):
     class Meta:
         ordering = ["model", "-starts_at"]
         constraints = [
-            models.CheckConstraint(condition=~Q(model=""), name="budgets_price_names_a_model"),
+            models.CheckConstraint(
+                condition=CANONICAL,
+                name="budgets_price_model_is_canonical",
+                violation_error_message=WRITE_IT_SO,
+            ),
             models.CheckConstraint(
                 condition=Q(input_price__range=(0, LARGEST_PRICE))
                 & Q(output_price__range=(0, LARGEST_PRICE))
@@ -440,11 +459,10 @@ class KillSwitch(models.Model):
                 | Q(scope="model", key_id=None, upstream="") & ~Q(model=""),
                 name="budgets_killswitch_names_what_its_scope_needs",
             ),
-            # Another spelling would stop nothing.
             models.CheckConstraint(
-                condition=Q(model="") | Q(model__regex=r"^[a-z0-9_./:-]+:[a-z0-9_.-]+$"),
+                condition=Q(model="") | CANONICAL,
                 name="budgets_killswitch_model_is_canonical",
-                violation_error_message="Write the model in lower case and with its tag: llama3.2:latest.",
+                violation_error_message=WRITE_IT_SO,
             ),
             models.CheckConstraint(
                 condition=~Q(reason="") & ~Q(armed_by=""), name="budgets_killswitch_says_who_and_why"

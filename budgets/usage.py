@@ -20,16 +20,26 @@ FIGURES = (
     "gpu_ms",
     "cost_micro_usd",
 )
-PARTS = {"key": ("key_id", "key"), "model": ("model",), "day": ("day",)}
+PARTS = {"key": ("key_id", "key"), "model": ("model",), "run": ("run",), "day": ("day",)}
 
 
 def entries(
-    tenant: Tenant, *, key: ApiKey | None = None, since: datetime | None = None, until: datetime | None = None
+    tenant: Tenant,
+    *,
+    key: ApiKey | None = None,
+    run: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
 ) -> QuerySet[LedgerEntry]:
-    """The entries of calls of ``tenant`` that ended in ``[since, until)``; without a bound, all."""
+    """The entries of calls of ``tenant`` that ended in ``[since, until)``; without a bound, all.
+
+    ``run`` empty: those of calls that belong to none.
+    """
     found = LedgerEntry.objects.filter(tenant_id=tenant.pk)
     if key is not None:
         found = found.filter(key_id=key.pk)
+    if run is not None:
+        found = found.filter(run=run)
     if since is not None:
         found = found.filter(ended_at__gte=since)
     if until is not None:
@@ -44,7 +54,7 @@ def totals(found: QuerySet[LedgerEntry]) -> dict[str, int]:
 
 
 def by_part(found: QuerySet[LedgerEntry], part: str) -> list[dict[str, Any]]:
-    """The sums for each ``key``, ``model`` or ``day``, in its order."""
+    """The sums for each ``key``, ``model``, ``run`` (empty: none) or ``day``, in its order."""
     columns = PARTS[part]
     rows = (
         found.order_by()

@@ -405,3 +405,115 @@ def test_every_page_of_the_admin_opens(acme: Tenant, secret: str, page: str) -> 
     assert response.status_code == 200
     if page in ("ledgerentry", "usagerollup", "budgetperiod", "parkedrecord"):
         assert client.get(f"/admin/budgets/{page}/add/").status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("named", "scope", "described"),
+    [
+        (["--platform"], "platform", {"tenant": None}),
+        (["--tenant", "acme"], "tenant", {"tenant": "acme", "key": None}),
+        (["--tenant", "acme", "--team", "research"], "team", {"team": "research"}),
+        (["--tenant", "acme", "--member", "ada@acme.test"], "member", {"member": "ada@acme.test"}),
+        (["--tenant", "acme", "--key", "PUBLIC"], "key", {"key": "nightly"}),
+        (["--model", "tiny:1b"], "model", {"model": "tiny:1b", "tenant": None}),
+        (["--tenant", "acme", "--model", "tiny:1b"], "model", {"model": "tiny:1b", "tenant": "acme"}),
+        (["--upstream", "gpu-1"], "upstream", {"upstream": "gpu-1", "tenant": None}),
+        (["--tenant", "acme", "--each-run"], "run", {"tenant": "acme", "key": None}),
+        (["--tenant", "acme", "--key", "PUBLIC", "--each-run"], "run", {"key": "nightly"}),
+    ],
+)
+def test_the_commands_limit_every_scope(
+    acme: Tenant, secret: str, named: list[str], scope: str, described: dict[str, Any]
+) -> None:
+    ada_at(acme, team=create_team(tenant=acme, name="research", actor="test"))
+    named = [secret[3:15] if word == "PUBLIC" else word for word in named]
+
+    budget = told("set_budget", *named, "--unit", "gpu_ms", "--period", "month", "--limit", "5000")
+    rate = told("set_rate_limit", *named, "--measure", "concurrent_requests", "--limit", "none")
+    again = told("set_rate_limit", *named, "--measure", "concurrent_requests", "--limit", "0")
+
+    assert (budget["scope"], budget["unit"], budget["limit"]) == (scope, "gpu_ms", 5000)
+    assert (rate["scope"], rate["measure"], rate["limit"]) == (scope, "concurrent_requests", None)
+    assert (again["rate_limit_id"], again["limit"]) == (rate["rate_limit_id"], 0)
+    for one in (budget, rate):
+        assert described.items() <= one.items()
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        pytest.param([], id="nobody"),
+        pytest.param(["--platform", "--tenant", "acme"], id="everybody and somebody"),
+        pytest.param(["--tenant", "acme", "--team", "sales"], id="no such team"),
+        pytest.param(["--tenant", "acme", "--member", "eve@acme.test"], id="no such member"),
+        pytest.param(["--tenant", "acme", "--model", "a:b", "--upstream", "c"], id="two parts"),
+        pytest.param(["--team", "research"], id="a team of no tenant"),
+        pytest.param(["--each-run"], id="runs of nobody"),
+        pytest.param(["--tenant", "acme", "--model", "a:b", "--each-run"], id="runs of a model"),
+        pytest.param(["--model", "Tiny"], id="a spelling that would limit nothing"),
+    ],
+)
+def test_the_commands_say_whose_limit_cannot_be(acme: Tenant, named: list[str]) -> None:
+    with pytest.raises(CommandError):
+        call_command("set_rate_limit", *named, "--measure", "requests_per_minute", "--limit", "1")
+    assert not RateLimit.objects.exists()
+
+
+def test_the_command_sets_a_price_in_dollars(acme: Tenant) -> None:
+    for_all = told(
+        "set_price", "--model", MODEL, "--input", "0.25", "--output", "1", "--gpu-second", "0.0004"
+    )
+    ours = told("set_price", "--model", MODEL, "--tenant", "acme", "--free", "--from", "2027-01-01")
+
+    assert for_all["input_micro_usd_per_million"] == for_all["cached_micro_usd_per_million"] == 250_000
+    assert (for_all["output_micro_usd_per_million"], for_all["gpu_micro_usd_per_second"]) == (1_000_000, 400)
+    assert (ours["tenant"], ours["free"], ours["starts_at"]) == (
+        "acme",
+        True,
+        "2027-01-01T00:00:00+01:00",
+    )
+    output = StringIO()
+    call_command("set_price", "--model", MODEL, "--gpu-second", "0.0004", stdout=output)
+    assert "$0 in, $0 cached and $0 out for a million tokens, $0.0004 for a second" in output.getvalue()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param([], id="nothing, and not said to be free"),
+        pytest.param(["--free", "--input", "1"], id="free and not free"),
+        pytest.param(["--input", "lots"], id="no amount"),
+        pytest.param(["--input", "nan"], id="no number"),
+        pytest.param(["--input", "-1"], id="less than nothing"),
+        pytest.param(["--input", "0.0000001"], id="less than a millionth"),
+        pytest.param(["--input", "1", "--cached", "2"], id="cached dearer than new"),
+        pytest.param(["--gpu-second", "2"], id="more than can be counted"),
+        pytest.param(["--input", "1", "--from", "soon"], id="no moment"),
+        pytest.param(["--input", "1", "--tenant", "nobody"], id="no such tenant"),
+        pytest.param(["--input", "1", "--model", "Tiny"], id="a spelling that would cost nothing"),
+    ],
+)
+def test_the_command_says_what_is_wrong_with_a_price(acme: Tenant, arguments: list[str]) -> None:
+    with pytest.raises(CommandError):
+        call_command("set_price", "--model", MODEL, *arguments)
+    assert not Price.objects.exists()
+
+
+def test_usage_is_shown_by_run(acme: Tenant, secret: str) -> None:
+    async def calls() -> None:
+        for run in ("", "one", "one", "two"):
+            reservation = await admit(secret, run=run)
+            await settle(reservation, some_usage(), "completed", Moments(), 200)
+
+    asyncio.run(calls())
+    ledger.drain()
+
+    by_run = told("show_usage", "--tenant", "acme", "--by", "run")
+    one = told("show_usage", "--tenant", "acme", "--run", "one")
+
+    assert [(row["run"], row["requests"], row["gpu_ms"]) for row in by_run["rows"]] == [
+        ("", 1, 6),
+        ("one", 2, 12),
+        ("two", 1, 6),
+    ]
+    assert (one["run"], one["total"]["requests"]) == ("one", 2)

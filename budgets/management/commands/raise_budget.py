@@ -5,8 +5,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from audit.recording import person_at_the_shell
 from budgets import services
+from budgets.commands import key_of
 from budgets.limits import limit_now
-from budgets.management.commands.set_budget import key_of
 from budgets.models import Budget, Unit
 from budgets.periods import kind_and_seconds
 from tenants import generations

@@ -9,21 +9,19 @@ from django.utils.timezone import now
 
 from audit.recording import person_at_the_shell
 from budgets import services
+from budgets.commands import add_whose_arguments, described_whose, limit_written, whose_named
 from budgets.models import Budget, Unit
 from budgets.periods import kind_and_seconds
 from budgets.schedules import schedules_of
-from keys.models import ApiKey
 from tenants import generations
-from tenants.commands import PENDING, tenant_called, told_plainly
-from tenants.models import Tenant
+from tenants.commands import PENDING, told_plainly
 
 
 class Command(BaseCommand):
-    help = "Set how much a tenant, or one of its keys, may use in a period."
+    help = "Set how much may be used in a period."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--tenant", required=True, metavar="SLUG", help="whose calls are counted")
-        parser.add_argument("--key", metavar="PUBLIC_ID", help="only those of this key")
+        add_whose_arguments(parser)
         parser.add_argument("--unit", required=True, choices=Unit.values)
         parser.add_argument(
             "--period",
@@ -47,10 +45,8 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        tenant = tenant_called(options["tenant"])
-        key = key_of(tenant, options["key"]) if options["key"] else None
-        actor, number = person_at_the_shell(), _number(options["limit"])
-        whose: dict[str, Any] = {"scope": "tenant" if key is None else "key", "tenant": tenant, "key": key}
+        whose = whose_named(options)
+        actor, number = person_at_the_shell(), limit_written(options["limit"])
         percents = _percents(options["thresholds"])
         whose |= {"unit": options["unit"], "shadow": options["shadow"]}
         with told_plainly(), transaction.atomic():
@@ -61,15 +57,13 @@ class Command(BaseCommand):
                 **whose, period=options["period"], limit=number, thresholds=percents, actor=actor
             )
             change = schedules_of([budget])[budget.pk].next_change(now().timestamp())
-        in_force = generations.in_force(tenant.pk)
-        zone = ZoneInfo(tenant.time_zone)
+        in_force = generations.in_force(budget.tenant_id)
+        zone = ZoneInfo(budget.tenant.time_zone if budget.tenant else "UTC")
         takes_effect_at = change and datetime.fromtimestamp(change[0], zone).isoformat()
         if options["json"]:
             described = {
                 "budget_id": str(budget.pk),
-                "scope": budget.scope,
-                "tenant": tenant.slug,
-                "key": key and key.label,
+                **described_whose(budget),
                 "unit": budget.unit,
                 "period": budget.length,
                 "seconds": budget.seconds,
@@ -100,15 +94,6 @@ def _budget_with(period: str, whose: dict[str, Any]) -> Budget:
         raise CommandError(f"There is no such budget per {period}.") from exc
 
 
-def _number(text: str) -> int | None:
-    if text == "none":
-        return None
-    try:
-        return int(text)
-    except ValueError as exc:
-        raise CommandError(f"{text!r} is no limit: a whole number, or none.") from exc
-
-
 def _percents(text: str | None) -> list[int] | None:
     if text is None or text == "none":
         return None if text is None else []
@@ -116,11 +101,3 @@ def _percents(text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError as exc:
         raise CommandError(f"{text!r} are no thresholds. An example: 80,95,100.") from exc
-
-
-def key_of(tenant: Tenant, public_id: str) -> ApiKey:
-    """The key of ``tenant`` that has a secret with this public id; raises ``CommandError``."""
-    try:
-        return ApiKey.objects.get(tenant=tenant, secrets__public_id=public_id)
-    except ApiKey.DoesNotExist as exc:
-        raise CommandError(f"{tenant.slug} has no key with the public id {public_id!r}.") from exc

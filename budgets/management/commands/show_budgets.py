@@ -4,7 +4,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db.models import Q
 
-from budgets.management.commands.set_budget import key_of
+from budgets.commands import key_of
 from budgets.models import Budget
 from budgets.periods import in_words
 from budgets.standing import Standing, standings

@@ -4,7 +4,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from budgets import usage
-from budgets.management.commands.set_budget import key_of
+from budgets.commands import key_of
 from tenants.commands import moment, tenant_called
 
 
@@ -14,6 +14,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--tenant", required=True, metavar="SLUG")
         parser.add_argument("--key", metavar="PUBLIC_ID", help="only what this key has used")
+        parser.add_argument("--run", metavar="NAME", help="only what this run has used")
         parser.add_argument(
             "--since", metavar="WHEN", help="calls that ended then or later: a date or a time"
         )
@@ -26,7 +27,7 @@ class Command(BaseCommand):
         since = moment(options["since"], tenant.time_zone) if options["since"] else None
         until = moment(options["until"], tenant.time_zone) if options["until"] else None
         key = key_of(tenant, options["key"]) if options["key"] else None
-        found = usage.entries(tenant, key=key, since=since, until=until)
+        found = usage.entries(tenant, key=key, run=options["run"], since=since, until=until)
         rows = usage.by_part(found, options["by"]) if options["by"] else []
         total = usage.totals(found)
         if options["json"]:
@@ -34,6 +35,7 @@ class Command(BaseCommand):
                 "tenant": tenant.slug,
                 "time_zone": tenant.time_zone,
                 "key": key and key.label,
+                "run": options["run"],
                 "since": since and since.isoformat(),
                 "until": until and until.isoformat(),
                 "by": options["by"],
@@ -42,7 +44,7 @@ class Command(BaseCommand):
             }
             self.stdout.write(json.dumps(described))
             return
-        names = [str(row[options["by"]]) for row in rows] + ["total"]
+        names = [str(row[options["by"]]) or "-" for row in rows] + ["total"]
         width = max(map(len, [*names, options["by"] or ""]))
         self.stdout.write("  ".join([(options["by"] or "").ljust(width), *usage.FIGURES]))
         for name, row in zip(names, [*rows, total], strict=True):

@@ -1,0 +1,98 @@
+"""What the management commands of this app have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.management.base import CommandError, CommandParser
+
+from budgets.models import ScopedRow
+from keys.models import ApiKey
+from tenants.commands import member_with, tenant_called
+from tenants.models import Team, Tenant
+
+# What a row may name besides its tenant, and never two of them.
+PARTS = ("team", "member", "key", "model", "upstream")
+
+
+def add_whose_arguments(parser: CommandParser) -> None:
+    """Whose calls are counted: the options that ``whose_named`` reads."""
+    parser.add_argument("--platform", action="store_true", help="the calls of everybody")
+    parser.add_argument("--tenant", metavar="SLUG", help="those of this tenant")
+    parser.add_argument("--team", metavar="NAME", help="only those of this team of the tenant")
+    parser.add_argument("--member", metavar="EMAIL", help="only those of this member of the tenant")
+    parser.add_argument("--key", metavar="PUBLIC_ID", help="only those of this key of the tenant")
+    parser.add_argument(
+        "--model", metavar="NAME", help="those of this model, such as llama3.2:latest: of the tenant, or all"
+    )
+    parser.add_argument("--upstream", metavar="NAME", help="those at this upstream: of the tenant, or all")
+    parser.add_argument(
+        "--each-run", action="store_true", help="those of each run of the tenant, or of its key, by itself"
+    )
+
+
+def whose_named(options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of ``set_budget`` and ``set_rate_limit`` that say whose calls are counted.
+
+    Raises ``CommandError`` for what names nobody, or more than there can be.
+    """
+    named = [part for part in PARTS if options[part]]
+    tenant = tenant_called(options["tenant"]) if options["tenant"] else None
+    if len(named) > 1:
+        raise CommandError(f"Name only one of --{' and --'.join(named)}.")
+    part = named[0] if named else ""
+    everybody = options["platform"] or part in ("model", "upstream")
+    if options["platform"] and (tenant or part or options["each_run"]):
+        raise CommandError("--platform means the calls of everybody: name nothing besides.")
+    if options["each_run"] and part not in ("", "key"):
+        raise CommandError(f"Runs are limited for a tenant or a key, not for a {part}.")
+    if tenant is None and (options["each_run"] or not everybody):
+        raise CommandError("Name the --tenant, or say --platform.")
+    scope = "run" if options["each_run"] else part or ("platform" if tenant is None else "tenant")
+    return {
+        "scope": scope,
+        "tenant": tenant,
+        "team": _team_of(tenant, options["team"]) if tenant and part == "team" else None,
+        "member": member_with(options["member"], tenant) if tenant and part == "member" else None,
+        "key": key_of(tenant, options["key"]) if tenant and part == "key" else None,
+        "model": options["model"] or "",
+        "upstream": options["upstream"] or "",
+    }
+
+
+def described_whose(row: ScopedRow) -> dict[str, Any]:
+    """Whose calls a row counts, for JSON."""
+    return {
+        "scope": row.scope,
+        "tenant": row.tenant and row.tenant.slug,
+        "team": row.team and row.team.name,
+        "member": row.member and row.member.user.email,
+        "key": row.key and row.key.label,
+        "model": row.model or None,
+        "upstream": row.upstream or None,
+    }
+
+
+def limit_written(text: str) -> int | None:
+    """A limit: a whole number, or None for ``none``; raises ``CommandError``."""
+    if text == "none":
+        return None
+    try:
+        return int(text)
+    except ValueError as exc:
+        raise CommandError(f"{text!r} is no limit: a whole number, or none.") from exc
+
+
+def key_of(tenant: Tenant, public_id: str) -> ApiKey:
+    """The key of ``tenant`` that has a secret with this public id; raises ``CommandError``."""
+    try:
+        return ApiKey.objects.get(tenant=tenant, secrets__public_id=public_id)
+    except ApiKey.DoesNotExist as exc:
+        raise CommandError(f"{tenant.slug} has no key with the public id {public_id!r}.") from exc
+
+
+def _team_of(tenant: Tenant, name: str) -> Team:
+    try:
+        return Team.objects.get(tenant=tenant, name=name)
+    except Team.DoesNotExist as exc:
+        raise CommandError(f"{tenant.slug} has no team {name!r}.") from exc
