@@ -29,9 +29,11 @@ from budgets.models import (
     BudgetPeriod,
     BudgetRaise,
     Happening,
+    KillSwitch,
     Notice,
     PeriodClosing,
     Recipient,
+    Scope,
 )
 from budgets.notices import tell
 from budgets.standing import Standing, standings
@@ -40,6 +42,8 @@ from tenants.models import Tenant
 # What ended a short while ago is looked at too: its last calls may have crossed a threshold.
 LATE_SECONDS = 900
 CLOSINGS_AT_ONE_TIME = 500
+# What nobody was told of for longer is no news.
+LOOKED_BACK = timedelta(days=1)
 WHOSE = ("tenant", "team", "member__user", "member__tenant", "key")
 
 
@@ -48,13 +52,14 @@ def look() -> int:
 
     Raises ``RedisError`` and Django's ``db.Error``; a repeat tells the rest.
     """
-    found = _standings(Budget.objects.exclude(limit=None).exclude(thresholds=[]))
+    # A run ends by itself, and nobody knows how many there are: its refusals are told to whoever runs it.
+    found = _standings(Budget.objects.exclude(limit=None).exclude(thresholds=[]).exclude(scope=Scope.RUN))
     told = _tell_of_thresholds(found)
-    refusing = BudgetPeriod.objects.filter(refused__gt=0).filter(
+    refusing = BudgetPeriod.objects.filter(refused__gt=0, run="").filter(
         Q(period_end=None) | Q(period_end__gt=now() - timedelta(seconds=LATE_SECONDS))
     )
     told += _tell_of_refusals(list(refusing))
-    return told + _tell_of_ended_raises() + _tell_of_closings()
+    return told + _tell_of_ended_raises() + _tell_of_closings() + _tell_of_kill_switches()
 
 
 def _standings(budgets: QuerySet[Budget]) -> list[Standing]:
@@ -171,8 +176,8 @@ def _tell_of_refusals(refusing: Sequence[BudgetPeriod]) -> int:
 
 
 def _tell_of_ended_raises() -> int:
-    """Tell of raises whose end has come, or that were taken back, within the last day."""
-    since = now() - timedelta(days=1)
+    """Tell of raises whose end has come, or that were taken back."""
+    since = now() - LOOKED_BACK
     over = (
         BudgetRaise.objects.filter(starts_at__lte=now())
         .filter(
@@ -218,6 +223,65 @@ def _tell_of_ended_raises() -> int:
         )
         written += notice is not None
     return written
+
+
+def _tell_of_kill_switches() -> int:
+    """Tell of switches that were armed, and of those that stop nothing any more."""
+    since = now() - LOOKED_BACK
+    armed = KillSwitch.objects.filter(armed_at__gt=since)
+    over = KillSwitch.objects.filter(
+        Q(lift__lifted_at__gt=since) | Q(lift=None, until__range=(since, now()))
+    ).select_related("lift")
+    happened = [(Happening.KILL_SWITCH_ARMED, one) for one in armed]
+    happened += [(Happening.KILL_SWITCH_LIFTED, one) for one in over]
+    told = set(
+        Notice.objects.filter(
+            happening__in=[Happening.KILL_SWITCH_ARMED, Happening.KILL_SWITCH_LIFTED],
+            subject__in={str(one.pk) for _, one in happened},
+        ).values_list("happening", "subject")
+    )
+    return sum(
+        _tell_of_kill_switch(happening, one)
+        for happening, one in happened
+        if (happening, str(one.pk)) not in told
+    )
+
+
+def _tell_of_kill_switch(happening: str, switch: KillSwitch) -> bool:
+    """Of a tenant's switch it is told what callers are told; who did it and why is for operators."""
+    lift = getattr(switch, "lift", None) if happening == Happening.KILL_SWITCH_LIFTED else None
+    by, reason = (switch.armed_by, switch.reason) if lift is None else (lift.lifted_by, lift.reason)
+    internal: dict[str, Any] = {}
+    if happening == Happening.KILL_SWITCH_ARMED:
+        text = f"A kill switch stops all calls of {switch.subject} until {switch.until:%Y-%m-%d %H:%M} UTC."
+    elif lift is None:
+        text, by, reason = f"The kill switch of {switch.subject} is over: its time has come.", "", ""
+    else:
+        text = f"The kill switch of {switch.subject} was lifted."
+    if switch.tenant_id is None:
+        internal = {"by": by or None, "reason": reason or None}
+        text += f" {by}: {reason}" if by else ""
+    elif switch.message and happening == Happening.KILL_SWITCH_ARMED:
+        text += f" {switch.message}"
+    notice = tell(
+        happening=happening,
+        subject=str(switch.pk),
+        text=text,
+        facts={
+            "kill_switch": {
+                "id": switch.pk,
+                "scope": switch.scope,
+                "stops": switch.subject,
+                "message": switch.message,
+                "armed_at": switch.armed_at.isoformat(),
+                "until": switch.until.isoformat(),
+            }
+            | internal
+        },
+        tenant_id=switch.tenant_id,
+        tenant=switch.tenant,
+    )
+    return notice is not None
 
 
 def _tell_of_closings() -> int:

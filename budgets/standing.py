@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as Tally
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -93,13 +94,16 @@ def standings(budgets: Sequence[Budget], *, late_seconds: int = 0) -> list[Stand
 
 
 def _refused(asked: Sequence[tuple[Budget, Period]]) -> dict[tuple[UUID, int], int]:
-    """How many calls were refused, by budget and start of the period."""
+    """How many calls were refused, by budget and start of the period; of all runs together."""
     rows = BudgetPeriod.objects.filter(
         refused__gt=0,
         budget_id__in={row.pk for row, _ in asked},
         period_start__in={period.starts_at for _, period in asked},
     )
-    return {(row.budget_id, int(row.period_start.timestamp())): row.refused for row in rows}
+    refused: Tally[tuple[UUID, int]] = Tally()
+    for row in rows:
+        refused[row.budget_id, int(row.period_start.timestamp())] += row.refused
+    return refused
 
 
 def empty_at(limit: int | None, used: int, since: int, moment: int, end: int | None) -> datetime | None:

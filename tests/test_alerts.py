@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from budgets import alerts, closing, services
 from budgets.alerts import amount, crossed
 from budgets.counters import GRACE_SECONDS, Counter
-from budgets.models import Budget, BudgetPeriod, BudgetRaise, Delivery, Notice, PeriodClosing
+from budgets.models import Budget, BudgetPeriod, BudgetRaise, Delivery, KillSwitch, Notice, PeriodClosing
 from budgets.rebuild import ensure_epoch
 from budgets.schedules import schedules_of
-from budgets.standing import empty_at
+from budgets.standing import empty_at, standings
 from tenants.models import Tenant
 from tenants.services import create_tenant
 from tests.counting import redis
@@ -412,6 +412,57 @@ def test_closed_periods_that_nobody_asked_for_are_passed_over(acme: Tenant, budg
 
     assert told() == []
     assert not closing.not_notified().exists()
+
+
+def test_a_kill_switch_is_told_when_it_is_armed_and_when_it_is_lifted(acme: Tenant) -> None:
+    switch = services.arm_kill_switch(
+        scope="tenant", tenant=acme, reason="they owe us", message="Please call us.", actor="root"
+    )
+    at_once(alerts.look, alerts.look)
+    services.lift_kill_switch(switch=switch, reason="they paid", actor="root")
+
+    assert [alerts.look(), alerts.look()] == [1, 0]
+
+    assert told() == [("kill_switch_armed", None), ("kill_switch_lifted", None)]
+    armed, lifted = Notice.objects.order_by("at")
+    assert "tenant acme" in armed.text
+    assert "Please call us." in armed.text
+    assert "owe" not in armed.text + str(armed.facts) + lifted.text + str(lifted.facts)
+    assert armed.facts["kill_switch"]["stops"] == "tenant acme"
+
+
+def test_a_kill_switch_of_the_platform_is_told_with_who_and_why_and_not_to_tenants(acme: Tenant) -> None:
+    services.add_recipient(kind="email", address="root@tollgate.test", actor="test")
+    services.arm_kill_switch(scope="platform", reason="a leak", actor="root")
+
+    alerts.look()
+
+    assert Delivery.objects.get().to == "email root@tollgate.test"
+    assert "root: a leak" in Notice.objects.get().text
+
+
+def test_a_kill_switch_whose_time_has_come_is_told(acme: Tenant) -> None:
+    KillSwitch.objects.create(
+        scope="tenant", tenant_id=acme.pk, tenant="acme", reason="a test", armed_by="root",
+        armed_at=now() - timedelta(days=9), until=now() - timedelta(minutes=1),
+    )  # fmt: skip
+
+    assert [alerts.look(), alerts.look()] == [1, 0]
+
+    assert told() == [("kill_switch_lifted", None)]
+    assert "its time has come" in Notice.objects.get().text
+
+
+def test_budgets_of_runs_are_not_told_of(acme: Tenant) -> None:
+    budget = services.set_budget(
+        scope="run", tenant=acme, unit="tokens", period="lifetime", limit=10, actor="test"
+    )
+    BudgetPeriod.objects.create(
+        budget_id=budget.pk, period_start=datetime(1970, 1, 1, tzinfo=UTC), run="mine", refused=3
+    )
+
+    assert alerts.look() == 0
+    assert standings([budget])[0].refused == 3
 
 
 def test_the_command_shows_how_budgets_stand(acme: Tenant) -> None:
