@@ -15,7 +15,6 @@ from budgets.reservations import refuse_killed, reserve
 from tenants.clock import clock
 from tests.counting import MODEL, UPSTREAM, a_demand, ada, empty_redis, open_holds, redis
 
-
 # Made when the cases are listed, which may be long before they run.
 IN_THE_YEAR_2100_MS = 4_102_444_800_000
 
