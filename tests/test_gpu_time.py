@@ -279,7 +279,7 @@ def test_where_ollama_tells_no_time_the_clock_counts(house: House) -> None:
 def test_a_stream_is_cut_when_its_gpu_time_is_over(
     house: House, path: str, body: dict[str, Any], mark: str
 ) -> None:
-    gpu_budget(house, 1500)
+    gpu_budget(house, 4000)
     house.ollama.settings.piece_delay = 0.05
     house.ollama.fault("pieces-10000")
 
@@ -292,7 +292,7 @@ def test_a_stream_is_cut_when_its_gpu_time_is_over(
     [entry] = house.booked()
     assert (entry.outcome, entry.exact) == ("cut", False)
     assert entry.output_tokens > 0
-    assert 500 <= entry.gpu_ms <= 1500
+    assert 500 <= entry.gpu_ms <= 4000
     assert house.ada.chat().status_code == 429
 
 
