@@ -729,9 +729,16 @@ class BudgetPeriod(models.Model):
         ]
         indexes = [
             models.Index(fields=["-period_end"], name="budgets_budgetperiod_latest"),
-            models.Index(fields=["period_end"], condition=Q(told=None), name="budgets_budgetperiod_open"),
+            # Those that are closed at all: visitors and runs leave many that are not.
             models.Index(
-                fields=["period_end"], condition=~Q(told=F("used")), name="budgets_budgetperiod_late"
+                fields=["budget_id", "period_end"],
+                condition=Q(told=None, run=""),
+                name="budgets_budgetperiod_open",
+            ),
+            models.Index(
+                fields=["period_end"],
+                condition=~Q(told=None) & ~Q(told=F("used")),
+                name="budgets_budgetperiod_late",
             ),
         ]
 
