@@ -1,9 +1,15 @@
-"""The migrations are those of the models."""
+"""The migrations are those of the models, and hold nobody up."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 
 import pytest
 from django.core.management import call_command
+from django.core.management.commands.migrate import Command as DjangoCommand
+from django.db import OperationalError, connection, transaction
+
+from budgets.models import OutageCredit
 
 
 @pytest.mark.django_db
@@ -14,3 +20,41 @@ def test_no_migration_is_missing() -> None:
         call_command("makemigrations", check=True, dry_run=True, stdout=told)
     except SystemExit:
         pytest.fail(told.getvalue())
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_migration_that_cannot_have_its_lock_gives_up_and_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """F5: somebody reads for long; a migration waits behind them, and new readers must not wait behind it."""
+
+    def migrate(*_: object, **__: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE budgets_outagecredit ADD COLUMN more int")
+
+    monkeypatch.setattr(DjangoCommand, "handle", migrate)
+    monkeypatch.setattr("config.management.commands.migrate.LOCK_TIMEOUT", "300ms")
+    reading, done = threading.Event(), threading.Event()
+
+    def read_for_long() -> None:
+        try:
+            with transaction.atomic():
+                list(OutageCredit.objects.all())
+                reading.set()
+                done.wait(30)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as reader:
+        long = reader.submit(read_for_long)
+        try:
+            assert reading.wait(10)
+            with pytest.raises(OperationalError, match="lock timeout"):
+                call_command("migrate")
+        finally:
+            done.set()
+        long.result()
+
+    # What the command set for itself ends with its connection.
+    connection.close()
+    assert not OutageCredit.objects.exists()

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
 from django.test import override_settings
 
+from budgets.epochs import Vouched
 from budgets.limits import Limits, _Kept
 from budgets.pricing import PinnedPrice
 from keys.verification import Caller
-from tenants.snapshots import opened, sealed
+from proxy.catalog import _Kept as _KeptRows
+from tenants.snapshots import _fields, opened, sealed
 from tests.counting import a_budget, a_rate, ada, counter_of
 
 
@@ -106,3 +109,27 @@ def test_what_has_another_shape_is_not_opened(changes: dict[str, Any]) -> None:
 def test_what_another_release_has_kept_is_not_opened() -> None:
     assert opened("k", "n", sealed("k", "n", Next("x")), Everything) is None
     assert opened("k", "n", sealed("k", "n", EVERYTHING), Next) is None
+
+
+def unkeepable(shape: Any, seen: set[Any]) -> list[str]:
+    """What is in a type that cannot be kept, by looking at all that it is made of."""
+    if shape in seen:
+        return []
+    seen.add(shape)
+    if dataclasses.is_dataclass(shape) and isinstance(shape, type):
+        return [found for part in _fields(shape).values() for found in unkeepable(part, seen)]
+    if get_origin(shape) is None:
+        return [] if shape in (str, int, bool, float, UUID, ZoneInfo, NoneType) else [repr(shape)]
+    if get_origin(shape) is Literal:
+        return []
+    assert get_origin(shape) in (list, tuple, dict, frozenset, Union, UnionType), shape
+    parts = [part for part in get_args(shape) if part is not Ellipsis]
+    if NoneType in parts:
+        assert len(parts) == 2, f"{shape} may be more than one thing"
+    return [found for part in parts for found in unkeepable(part, seen)]
+
+
+@pytest.mark.parametrize("shape", [Caller, _Kept, Vouched, _KeptRows], ids=lambda shape: shape.__qualname__)
+def test_all_that_is_kept_is_of_types_that_can_be(shape: type) -> None:
+    """Whoever adds a field of another type to these has to teach ``tenants.snapshots`` that type."""
+    assert unkeepable(shape, set()) == []

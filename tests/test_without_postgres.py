@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from django.db import connection
 
 from budgets.services import set_budget
 from proxy.models import ModelAlias
@@ -15,6 +16,7 @@ from tests.conftest import Caller, House, eventually
 from tests.counting import redis
 from tests.fault_proxy import FaultProxy, line_to
 from tests.gateway import Gateway, database_url
+from tests.test_crashes import streams
 
 CHAT = {"model": "tiny:1b", "messages": [{"role": "user", "content": "How is the weather?"}]}
 
@@ -116,3 +118,21 @@ def test_past_the_backlog_nothing_is_admitted_and_running_streams_end_well(
 
     assert [answer.status_code for answer in answers] == [200, 200, 503, 503]
     assert "catching up" in answers[-1].text or answers[-1].headers["retry-after"]
+
+
+def test_streams_hold_no_connection(house: House) -> None:
+    """F2, F3: they can neither use them up nor be slowed down by them."""
+    house.ollama.settings.piece_delay = 0.02
+    house.ollama.fault("pieces-10000")
+
+    def backends() -> int:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state <> 'idle'"
+            )
+            (count,) = cursor.fetchone()
+        return int(count)
+
+    with streams(house, house.gateway.url, 30):
+        # Ours, and now and then one of what runs in the background.
+        eventually(lambda: backends() == 1)
