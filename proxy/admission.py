@@ -36,6 +36,11 @@ _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # A body larger than this is read in a thread, so that running streams go on meanwhile.
 LARGE_BODY_BYTES = 2**20
 
+Headers = Mapping[str, str]
+# What Django calls so: the facts of a connection.
+Meta = Mapping[str, Any]
+Parse = Callable[[bytes], Call]
+
 
 @dataclass(frozen=True, slots=True)
 class Admission:
@@ -51,12 +56,7 @@ class Admission:
 
 
 async def admit(
-    request_id: UUID,
-    headers: Mapping[str, str],
-    meta: Mapping[str, Any],
-    route: Route,
-    parse: Callable[[bytes], Call],
-    body: bytes,
+    request_id: UUID, headers: Headers, meta: Meta, route: Route, parse: Parse, body: bytes
 ) -> Admission:
     """Ask the ordered questions; return only when every answer is yes.
 
@@ -85,11 +85,8 @@ async def admit(
                 guest = guest or guest_of(caller, headers, meta)
                 reservation = await reserve(caller, _demand(request_id, allowed, target, run, guest))
                 return Admission(allowed, target, reservation, guest.cookie if guest else "")
-            except HumanCheckRequired:
-                if guest is None or human_checks.HEADER not in headers:
-                    raise
-                await human_checks.pass_check(headers[human_checks.HEADER])
-                guest = guest.proven(caller)
+            except HumanCheckRequired as demand:
+                guest = await _proven(guest, caller, headers, demand)
             except StaleCaller:
                 caller = await verification.reload(caller.public_id)
             except (ModelRefused, OptionRefused):
@@ -100,6 +97,15 @@ async def admit(
     except Refusal as refusal:
         _note(refusal, request_id, caller, route, model, run)
         raise
+
+
+async def _proven(guest: Guest | None, caller: Caller, headers: Headers, demand: HumanCheckRequired) -> Guest:
+    """``guest`` once they have passed the check that they brought; raises ``demand`` if they brought none."""
+    token = headers.get(human_checks.HEADER)
+    if guest is None or token is None:
+        raise demand
+    await human_checks.pass_check(token)
+    return guest.proven(caller)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +135,7 @@ class Onlooker:
         return stopping(self.switches, clock.now_ms(), model, upstream)
 
 
-async def recognise(headers: Mapping[str, str], meta: Mapping[str, Any]) -> Onlooker:
+async def recognise(headers: Headers, meta: Meta) -> Onlooker:
     """Who asks for a listing, which needs no room but a good key."""
     caller = await verification.identify(headers)
     for _ in range(2):
