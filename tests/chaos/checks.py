@@ -17,8 +17,10 @@ from django.db.models import Sum
 
 from audit.models import RequestEvent
 from budgets import ledger
+from budgets.exceptions import BudgetCut
 from budgets.models import BudgetPeriod, LedgerEntry, UsageRollup
 from budgets.usage import FIGURES
+from proxy.errors import ANSWERS
 from proxy.simulator.truth import Record
 from tests import books
 from tests.chaos.clients import Asked
@@ -365,13 +367,16 @@ def off_means_off(evidence: Evidence) -> Iterator[str]:
 
 
 def a_whole_answer_is_passed_on_whole(evidence: Evidence) -> Iterator[str]:
-    """A stream breaks when its key goes off, its lease was lost, or its gateway went."""
+    """A stream breaks when its key goes off, its lease was lost, its gateway went, or its budget was cut."""
     for asked in evidence.asked:
         if asked.status != 200 or not asked.trouble:
             continue
         door = asked.door
         excuses = (*door.gone, *door.asleep, *door.blind, *asked.key.doubtful)
-        if not any(span.touches(asked.sent_at, asked.ended_at) for span in excuses):
+        cut = ANSWERS[BudgetCut].sentence in asked.trouble and any(
+            lowered.began <= asked.ended_at for lowered in evidence.stage.lowered.values()
+        )
+        if not cut and not any(span.touches(asked.sent_at, asked.ended_at) for span in excuses):
             yield f"{asked} broke for no reason"
 
 

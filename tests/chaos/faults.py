@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from random import Random
+from typing import Any
 
 from django.db import connection
 
 from budgets.counters import DRAINED, EPOCH, RESERVE, SETTLE, SETTLED, redis_in_bytes
 from budgets.models import Budget
-from budgets.services import set_budget
+from budgets.services import arm_kill_switch, lift_kill_switch, set_budget
 from keys.models import ApiKey
 from keys.services import revoke_key
 from tenants import generations
@@ -229,6 +230,31 @@ class Faults:
         for span in spans:
             span.until = until
 
+    def kill_switch(self) -> None:
+        """All calls of everybody, of a tenant or of a key are stopped for a while."""
+        keyed = self._key()
+        tenant = keyed.key.tenant
+        scope = self._random.choice(("platform", "tenant", "key"))
+        of_tenant = [one for one in self._stage.keys if one.key.tenant_id == tenant.pk]
+        keys = {"platform": list(self._stage.keys), "tenant": of_tenant, "key": [keyed]}[scope]
+        subjects: dict[str, dict[str, Any]] = {
+            "platform": {},
+            "tenant": {"tenant": tenant},
+            "key": {"key": keyed.key},
+        }
+        with contextlib.ExitStack() as doubt:
+            for one in keys:
+                doubt.enter_context(during(one.doubtful))
+            switch = arm_kill_switch(scope=scope, actor="chaos", reason="chaos", **subjects[scope])
+            eventually(lambda: generations.in_force(switch.tenant_id), PATIENCE_SECONDS)
+            spans = [self._is_off(one) for one in keys]
+            self._wait(0.5, 1.5)
+            until = time.time()
+            lift_kill_switch(switch=switch, actor="chaos", reason="chaos")
+            eventually(lambda: generations.in_force(switch.tenant_id), PATIENCE_SECONDS)
+        for span in spans:
+            span.until = until
+
     def _is_off(self, keyed: Keyed) -> Span:
         eventually(lambda: generations.in_force(keyed.key.tenant_id), PATIENCE_SECONDS)
         span = Span(time.time())
@@ -242,9 +268,10 @@ class Faults:
         budget = self._random.choice(list(hard))
         assert budget.limit is not None
         limit = int(budget.limit * self._random.uniform(0.1, 0.8))
+        began = time.time()
         set_budget(
             scope=budget.scope, tenant=budget.tenant, key=budget.key, unit=budget.unit,
             period=budget.period, limit=limit, actor="chaos",
         )  # fmt: skip
         eventually(lambda: not generations.pending(), PATIENCE_SECONDS)
-        self._stage.lowered[budget.id.hex] = Lowered(time.time(), limit)
+        self._stage.lowered[budget.id.hex] = Lowered(began, time.time(), limit)

@@ -26,6 +26,7 @@ FAULTS = (
     "revoke",
     "delete_key",
     "suspend",
+    "kill_switch",
     "lower_limit",
 )
 

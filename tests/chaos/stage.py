@@ -52,8 +52,9 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """The limit that a budget has been given, and since when it is in force everywhere."""
+    """The limit that a budget has been given, when that began, and since when it is in force everywhere."""
 
+    began: float
     since: float
     limit: int
 
