@@ -52,6 +52,7 @@ COMMANDS: dict[str, Callable[[Tenant], list[str]]] = {
     "issue_key": lambda _: ["--tenant", "acme", "--label", "weekly"],
     "revoke_key": lambda tenant: [public_id_of(tenant), "--reason", "lost"],
     "set_budget": lambda _: ["--tenant", "acme", "--unit", "tokens", "--period", "day", "--limit", "5"],
+    "set_policy": lambda _: ["--tenant", "acme", "--option", "num_ctx", "--maximum", "8192"],
     "set_outage_credit": lambda _: ["--tenant", "acme", "--tokens", "5"],
 }
 

@@ -8,7 +8,8 @@ from keys import services
 from keys.management.commands.revoke_key import key_called
 from keys.models import PolicyRule
 from keys.policies import OPTIONS
-from tenants.commands import tenant_called, told_plainly
+from tenants import generations
+from tenants.commands import PENDING, tenant_called, told_plainly
 
 NUMBERS = {"minimum": "minimum", "maximum": "maximum", "default": "default_value"}
 PERMISSIONS = {"yes": True, "no": False, "none": None}
@@ -38,14 +39,18 @@ class Command(BaseCommand):
             says["allowed"] = PERMISSIONS[options["allowed"]]
         if not says:
             raise CommandError("Say something: --allowed, --minimum, --maximum or --default.")
+        tenant = tenant_called(options["tenant"]) if options["tenant"] else None
+        key = key_called(options["key"]) if options["key"] else None
         with told_plainly():
             rule = services.set_policy(
                 option=options["option"],
-                tenant=tenant_called(options["tenant"]) if options["tenant"] else None,
-                key=key_called(options["key"]) if options["key"] else None,
+                tenant=tenant,
+                key=key,
                 actor=person_at_the_shell(),
                 **says,
             )
+        whose = key.tenant if key else tenant
+        in_force = generations.in_force(whose.pk if whose else None)
         if options["json"]:
             described = rule and {
                 "rule_id": str(rule.pk),
@@ -56,10 +61,13 @@ class Command(BaseCommand):
                 "minimum": rule.minimum,
                 "maximum": rule.maximum,
                 "default": rule.default_value,
+                "in_force": in_force,
             }
             self.stdout.write(json.dumps(described))
             return
         self.stdout.write("Nothing is said any more." if rule is None else f"{_in_words(rule)}: {rule}.")
+        if not in_force:
+            self.stdout.write(PENDING)
 
 
 def _number(text: str) -> int | None:
