@@ -9,7 +9,7 @@ from django.utils.timezone import now
 
 from audit.models import AuditEvent
 from keys import secrets, services
-from keys.models import ApiKey, KeySecret
+from keys.models import AnonymousAccess, ApiKey, KeySecret
 from tenants import services as tenant_services
 
 urlpatterns = [path("admin/", admin.site.urls)]
@@ -211,3 +211,53 @@ def test_the_list_asks_the_database_as_often_for_many_keys_as_for_one(
 
     with django_assert_max_num_queries(8):
         admin_client.get(reverse(LIST))
+
+
+ACCESS = {
+    "enabled": "on",
+    "models": "tiny:1b,small:3b",
+    "visitor_tokens": "500",
+    "address_tokens": "",
+    "address_streams": "0",
+    "check_after": "",
+    "warning_percent": "80",
+}
+
+
+def test_anonymous_access_is_opened_and_closed_through_the_service(admin_client, acme):
+    added = admin_client.post(reverse("admin:keys_anonymousaccess_add"), {**ACCESS, "tenant": str(acme.pk)})
+
+    access = AnonymousAccess.objects.get()
+    limits = (access.visitor_tokens, access.address_tokens, access.address_streams, access.check_after)
+    assert added.status_code == 302
+    assert (access.enabled, access.models) == (True, ["tiny:1b", "small:3b"])
+    assert limits == (500, None, 0, None)
+
+    change = reverse("admin:keys_anonymousaccess_change", args=[access.pk])
+    closed = {name: value for name, value in ACCESS.items() if name != "enabled"}
+    assert admin_client.post(change, closed).status_code == 302
+    access.refresh_from_db()
+    assert not access.enabled
+    assert AuditEvent.objects.filter(action="anonymous_access.set", actor="admin").count() == 2
+
+
+@pytest.mark.parametrize(("field", "value"), [("visitor_tokens", "-1"), ("warning_percent", "0")])
+def test_anonymous_access_that_cannot_be_is_told_on_the_form(admin_client, acme, field, value):
+    fields = {**ACCESS, "tenant": str(acme.pk), field: value}
+    page = admin_client.post(reverse("admin:keys_anonymousaccess_add"), fields)
+
+    assert page.status_code == 200
+    assert not AnonymousAccess.objects.exists()
+
+
+def test_the_key_of_visitors_can_be_looked_at_and_revoked_and_nothing_else(admin_client, acme):
+    key = services.set_anonymous_access(tenant=acme, actor="root", enabled=True).key
+
+    page = admin_client.get(reverse(CHANGE, args=[key.pk]))
+    saved = admin_client.post(reverse(CHANGE, args=[key.pk]), form(acme, may_call="all"))
+    action = {"action": "revoke", "_selected_action": [str(key.pk)], "reason": "abuse"}
+    admin_client.post(reverse(LIST), action)
+
+    assert (page.status_code, saved.status_code) == (200, 403)
+    key.refresh_from_db()
+    assert key.revoked_reason == "abuse"

@@ -237,6 +237,26 @@ def test_days_of_visitors_are_forgotten_when_their_counters_are() -> None:
     assert BudgetPeriod.objects.count() == 2
 
 
+def test_a_warm_call_of_a_visitor_costs_two_round_trips_to_redis_and_no_sql() -> None:
+    """Without a mark for it, a test that asks PostgreSQL fails."""
+    caller = host(visitor_tokens=10**6, address_tokens=10**6, address_streams=5, check_after=5)
+
+    async def call() -> None:
+        reservation = await reserve(caller, a_demand(visitor=visitor(caller)))
+        await settle(reservation, some_usage(), "completed", Moments(), 200)
+
+    async def reads_of_a_warm_call() -> int:
+        await call()
+        before = reads()
+        await call()
+        return reads() - before
+
+    def reads() -> int:
+        return int(redis().info("stats")["total_reads_processed"])
+
+    assert asyncio.run(reads_of_a_warm_call()) - 1 == 2  # the question for the figure itself is one
+
+
 # The words
 
 
