@@ -13,7 +13,7 @@ from budgets import ledger
 from budgets.counters import PARTITION
 from budgets.models import Budget, LedgerEntry, Measure, RateLimit, Unit
 from budgets.services import set_budget, set_price, set_rate_limit
-from tenants.models import Tenant, User
+from tenants.models import Team, Tenant, User
 from tenants.services import add_member, create_team, create_tenant
 from tests.conftest import Caller, House
 from tests.counting import redis
@@ -54,7 +54,7 @@ def _of(part: str) -> Callable[[Parties], dict[str, Any]]:
 SCOPES: dict[str, tuple[str, Callable[[Parties], dict[str, Any]], bool, bool]] = {
     "platform": ("platform", lambda _: {}, True, True),
     "tenant": ("tenant", _of("tenant"), True, False),
-    "team": ("team", lambda parties: {"team": parties.ada.key.member.team}, False, False),
+    "team": ("team", lambda parties: {"team": Team.objects.get(name="research")}, False, False),
     "member": ("member", _of("member"), False, False),
     "key": ("key", lambda parties: {"key": parties.ada.key}, False, False),
     "model anywhere": ("model", lambda _: {"model": "tiny:1b"}, True, True),
