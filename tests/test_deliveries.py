@@ -168,6 +168,17 @@ def test_an_attempt_whose_process_died_is_made_again(http: HttpReceiver) -> None
     assert Delivery.objects.get().begun == 2
 
 
+def test_a_delivery_whose_last_attempt_nobody_tells_the_end_of_is_dead(http: HttpReceiver) -> None:
+    webhook(http.url)
+    something_happens()
+    Delivery.objects.update(begun=MOST_ATTEMPTS)
+
+    deliveries.deliver()
+
+    assert Delivery.objects.get().state == "dead"
+    assert http.received == []
+
+
 def test_one_process_sends_at_a_time(http: HttpReceiver) -> None:
     webhook(http.url)
     something_happens()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from audit.models import RequestEvent
 from budgets import ledger
-from budgets.counters import USAGE
+from budgets.counters import REFUSALS, USAGE
 from budgets.limits import Limit
 from budgets.models import BudgetPeriod
 from budgets.pricing import PinnedPrice
@@ -80,4 +82,21 @@ def test_a_call_that_would_have_been_refused_is_counted_once() -> None:
 
     assert BudgetPeriod.objects.get().refused == 1
     assert BudgetPeriod.objects.get().used == 27
+    assert RequestEvent.objects.get().refused_by == ["key-tokens-day"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_note_of_a_refusal_that_is_read_again_is_counted_once() -> None:
+    """As after a drain that died between its commit and the deletion of the notes."""
+    empty_redis()
+    noted = {
+        "request_id": uuid4().hex,
+        "status": 429,
+        "refused_by": [["key-tokens-day", "budget", uuid4().hex, "tokens", 0, None]],
+    }
+    for _ in range(2):
+        redis().xadd(REFUSALS, {"event": json.dumps(noted)})
+        ledger.drain()
+
+    assert BudgetPeriod.objects.get().refused == 1
     assert RequestEvent.objects.get().refused_by == ["key-tokens-day"]
