@@ -205,7 +205,8 @@ def nothing_is_held(_: Evidence) -> Iterator[str]:
 
 def the_books_agree(evidence: Evidence) -> Iterator[str]:
     """INV3."""
-    return books.disagreements(evidence.stage.tenants)
+    flushed_at = max((span.until for span in evidence.stage.flushed), default=0.0)
+    return books.disagreements(evidence.stage.tenants, flushed_at=flushed_at)
 
 
 def every_call_is_booked_once(evidence: Evidence) -> Iterator[str]:
