@@ -12,7 +12,7 @@ from tests.conftest import House
 
 LIMIT = 10**6
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(64)).decode()
-TOOL = {
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "weather",
