@@ -576,6 +576,8 @@ def _standing(
     """How the limits that may refuse stand, those numbered in ``first`` (from 1 on) before the others."""
     every: Sequence[int] = range(1, len(limits) + 1)
     standing = []
+    # Said with every answer for every limit, so they are made without Python's part of a named tuple.
+    make = tuple.__new__
     for number in [*first, *(number for number in every if number not in first)] if first else every:
         limit, counter = limits[number - 1], counters[number - 1]
         if limit.limit is None or not limit.hard or not limit.told:
@@ -590,9 +592,12 @@ def _standing(
             reset, length = (None if wait_ms < 0 else wait_ms / 1000), 60
         remaining = limit.limit - figures[3 * number - 3] - figures[3 * number - 2]
         standing.append(
-            Standing(
-                limit.name, limit.scope, limit.unit, limit.limit, remaining, reset, limit.window, length,
-                figures[3 * number - 2],
+            make(
+                Standing,
+                (
+                    limit.name, limit.scope, limit.unit, limit.limit, remaining, reset, limit.window, length,
+                    figures[3 * number - 2],
+                ),
             )
         )  # fmt: skip
     return standing

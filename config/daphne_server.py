@@ -41,7 +41,9 @@ from twisted.logger import (
     STDLibLogObserver,
     globalLogBeginner,
 )
-from twisted.web import http
+from twisted.web.http import NO_BODY_CODES, RESPONSES, HTTPChannel
+from twisted.web.http import HTTPFactory as TwistedFactory
+from twisted.web.http import Request as TwistedRequest
 
 from config.background import background
 from config.health import readiness
@@ -73,7 +75,7 @@ SWEEP_SECONDS = 0.5
 CLEANUP_SECONDS = 10.0
 
 
-class Channel(http.HTTPChannel):  # type: ignore[misc]  # the server's packages have no types
+class Channel(HTTPChannel):  # type: ignore[misc]  # the server's packages have no types
     """One client's connection: checks each request's head, and holds the client to its deadlines."""
 
     server: GatewayServer
@@ -206,7 +208,7 @@ class Request(WebRequest):  # type: ignore[misc]  # the server's packages have n
     def __init__(self, channel: Channel, queued: int = 0) -> None:
         # Not Daphne's: it enters us into a list that is swept once a second,
         # and lets Twisted parse forms, which reads the body twice.
-        http.Request.__init__(self, channel, queued, parsePOSTFormSubmission=False)
+        TwistedRequest.__init__(self, channel, queued, parsePOSTFormSubmission=False)
         self.server = channel.server
         # Daphne's part for WebSockets looks at these three.
         self.client_addr = self.server_addr = self.application_queue = None
@@ -328,10 +330,10 @@ class Request(WebRequest):  # type: ignore[misc]  # the server's packages have n
         """The head of the answer, which is sent with its first part."""
         assert self._start is not None  # noqa: S101 - ASGI has applications start before they go on
         status, headers = self._start["status"], self._start.get("headers", ())
-        lines = [b"%b %d %b" % (self.clientproto, status, http.RESPONSES.get(status, b"Unknown"))]
+        lines = [b"%b %d %b" % (self.clientproto, status, RESPONSES.get(status, b"Unknown"))]
         lines += [b"%b: %b" % header for header in headers]
         has_length = any(name.lower() == b"content-length" for name, _ in headers)
-        self._sends_body = self.method != b"HEAD" and status not in http.NO_BODY_CODES
+        self._sends_body = self.method != b"HEAD" and status not in NO_BODY_CODES
         if self._sends_body and not has_length and self.clientproto == b"HTTP/1.1":
             self.chunked = True
             lines.append(b"Transfer-Encoding: chunked")
@@ -390,7 +392,7 @@ class Request(WebRequest):  # type: ignore[misc]  # the server's packages have n
         """``connectionLost`` follows."""
 
     def finish(self) -> None:
-        http.Request.finish(self)
+        TwistedRequest.finish(self)
         _wake(self._leaving)
 
     def connectionLost(self, reason: Any) -> None:  # noqa: N802
@@ -400,7 +402,7 @@ class Request(WebRequest):  # type: ignore[misc]  # the server's packages have n
         _wake(self._leaving)
         for listener in self._listeners:
             listener()
-        http.Request.connectionLost(self, reason)
+        TwistedRequest.connectionLost(self, reason)
 
     def _application_ended(self, task: asyncio.Task[None]) -> None:
         del self.server.tasks[task]
@@ -436,7 +438,7 @@ class Factory(HTTPFactory):  # type: ignore[misc]  # the server's packages have 
         self.timeOut = None
 
     def buildProtocol(self, addr: Any) -> Channel:  # noqa: N802
-        channel: Channel = http.HTTPFactory.buildProtocol(self, addr)
+        channel: Channel = TwistedFactory.buildProtocol(self, addr)
         return channel
 
     def log(self, request: Any) -> None:
