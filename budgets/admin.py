@@ -86,6 +86,13 @@ class BudgetForm(forms.ModelForm):
                 self.add_error(None, ValidationError(exc.messages))
 
 
+def told(limit: int | None) -> str:
+    """A limit in words: none, nothing and a number are three things, and an empty cell is none of them."""
+    if limit is None:
+        return "no limit"
+    return str(limit) if limit else "0, lets nothing through"
+
+
 class ScopedAdmin(admin.ModelAdmin):
     """Settings of one scope. Of one that exists what says whose it is stays: another scope is another row."""
 
@@ -99,6 +106,10 @@ class ScopedAdmin(admin.ModelAdmin):
     @admin.display(description="whose")
     def whose(self, obj: Budget | RateLimit) -> str:
         return obj.whose
+
+    @admin.display(description="limit", ordering="limit")
+    def limit_told(self, obj: Budget | RateLimit) -> str:
+        return told(obj.limit)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
         if obj is None:
@@ -117,14 +128,14 @@ class BudgetAdmin(ScopedAdmin):
     form = BudgetForm
     fields = BUDGET_FIELDS
     changeable = ("limit", "length", "thresholds")
-    list_display = ["whose", "unit", "length", "limit", "limit_now", "shadow", "thresholds"]
+    list_display = ["whose", "unit", "length", "limit_told", "limit_now", "shadow", "thresholds"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Budget]:
         return super().get_queryset(request).prefetch_related("raises")
 
     @admin.display(description="limit now, raises included")
-    def limit_now(self, obj: Budget) -> int | None:
-        return limits.limit_now(obj)
+    def limit_now(self, obj: Budget) -> str:
+        return told(limits.limit_now(obj))
 
     def get_fields(self, request: HttpRequest, obj: Budget | None = None) -> Any:
         return BUDGET_FIELDS if obj is None else (*BUDGET_FIELDS, "present_period")
@@ -168,7 +179,7 @@ class RateLimitAdmin(ScopedAdmin):
     """How fast calls may come."""
 
     fields = RATE_LIMIT_FIELDS
-    list_display = ["whose", "measure", "limit", "shadow"]
+    list_display = ["whose", "measure", "limit_told", "shadow"]
 
     def save_model(self, request: HttpRequest, obj: RateLimit, form: Any, change: bool) -> None:
         values = {name: getattr(obj, name) for name in RATE_LIMIT_FIELDS}
@@ -319,12 +330,18 @@ class PeriodClosingAdmin(ReadOnlyAdmin):
     """What periods came to that are over. Search: the whole id of a budget or a tenant."""
 
     id_fields = ("budget_id", "tenant_id")
-    list_display = ["budget", "period_start", "period_end", "limit", "used", "late", "refused", "closed_at"]
+    list_display = [
+        "budget", "period_start", "period_end", "limit_told", "used", "late", "refused", "closed_at",
+    ]  # fmt: skip
     list_filter = ["shadow", "unit"]
     search_fields = ["budget_id"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[PeriodClosing]:
         return super().get_queryset(request).prefetch_related("late_usage")
+
+    @admin.display(description="limit", ordering="limit")
+    def limit_told(self, obj: PeriodClosing) -> str:
+        return told(obj.limit)
 
     @admin.display(description="booked later")
     def late(self, obj: PeriodClosing) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from datetime import UTC, datetime, timedelta
 from io import StringIO
@@ -20,7 +21,7 @@ from audit.models import AuditEvent
 from budgets import ledger, services
 from budgets.exceptions import BudgetExhausted, PriceMissing, StaleCaller
 from budgets.limits import Limits, limits_for
-from budgets.models import Budget, LedgerEntry, Price, RateLimit
+from budgets.models import Budget, LedgerEntry, Price, RateLimit, Unit
 from budgets.rebuild import ensure_epoch
 from budgets.reservations import Reservation, reserve, settle
 from budgets.settlements import Moments
@@ -377,6 +378,21 @@ def test_operators_set_limits_and_prices_in_the_admin(acme: Tenant, key: ApiKey)
     assert RateLimit.objects.get().limit is None
     assert Price.objects.get().starts_at == datetime(2026, 1, 1, tzinfo=UTC)
     assert AuditEvent.objects.filter(actor="operator").count() == 4
+
+
+def test_the_admin_tells_none_nothing_and_a_number_apart(acme: Tenant, client: Client) -> None:
+    client.force_login(User.objects.create_superuser("operator"))
+    for unit, limit in ((Unit.TOKENS, None), (Unit.REQUESTS, 0), (Unit.MICRO_USD, 1500)):
+        services.set_budget(scope="tenant", tenant=acme, unit=unit, period="day", limit=limit, actor="test")
+    services.set_rate_limit(scope="tenant", tenant=acme, measure="tokens_per_minute", limit=0, actor="test")
+
+    budgets = client.get("/admin/budgets/budget/").content.decode()
+    rate_limits = client.get("/admin/budgets/ratelimit/").content.decode()
+
+    for column in ("field-limit_told", "field-limit_now"):
+        shown = re.findall(rf'class="{column}">([^<]*)<', budgets)
+        assert sorted(shown) == ["0, lets nothing through", "1500", "no limit"]
+    assert "0, lets nothing through" in rate_limits
 
 
 @pytest.mark.parametrize(
