@@ -159,15 +159,21 @@ class Reservation:
     ended: bool = False
     loan: Loan | None = None
     _admitted: float = field(default_factory=time.monotonic, repr=False)
-    # What was used and held on each counter before it came.
-    _found: list[int] = field(init=False, repr=False)
+    # The GPU time it was granted at first, which heartbeats may prolong.
+    _granted_ms: int = field(init=False, repr=False)
     # What was booked on each counter, once the call has ended.
     booked: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        self._found = [
-            self.figures[3 * number] + self.figures[3 * number + 1] - held
-            for number, held in enumerate(self.held())
+        self._granted_ms = self.gpu_cap_ms or 0
+
+    def _found(self) -> list[int]:
+        """What was used and held on each counter before it came."""
+        return [
+            self.figures[3 * number]
+            + self.figures[3 * number + 1]
+            - cost.amount(self.output_cap, self._granted_ms)
+            for number, cost in enumerate(self.charges)
         ]
 
     def totals(self) -> list[int]:
@@ -175,7 +181,7 @@ class Reservation:
         own = self.held() if self.booked is None else self.booked
         return [
             found + (0 if counter.kind == "leases" and self.booked is not None else amount)
-            for found, counter, amount in zip(self._found, self.counters, own, strict=True)
+            for found, counter, amount in zip(self._found(), self.counters, own, strict=True)
         ]
 
     def held(self) -> list[int]:
@@ -201,7 +207,7 @@ class Reservation:
             unpriced = limit.unit == "micro_usd" and self.price is None
             if (
                 unpriced
-                or self._found[number] + cost.amount(self.demand.least_output, LEAST_GPU_MS) > limit.limit
+                or self._found()[number] + cost.amount(self.demand.least_output, LEAST_GPU_MS) > limit.limit
             ):
                 found.append(_named(limit, self.counters[number]))
         return found

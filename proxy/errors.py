@@ -386,11 +386,14 @@ def limit_headers(standings: Iterable[Standing], dialect: Dialect) -> dict[str, 
     unit, which is the one with the least left; how many calls may run at one
     time has no place there. What has no value is left out.
     """
+    # Items of the first: quota, unit and window in seconds; of the second: what remains, and seconds
+    # until some of it comes back.
     policies, left, tightest = [], [], dict[str, Standing]()
     for one in standings:
         name, _, unit, quota, rest, back, window, length, _ = one
         policies.append(_policy(name, quota, unit, window, length))
-        left.append(_remaining(name, rest, back))
+        rest_told = max(0, rest)
+        left.append(f'"{name}";r={rest_told}' if back is None else f'"{name}";r={rest_told};t={ceil(back)}')
         if window != "now" and (unit not in tightest or rest < tightest[unit].remaining):
             tightest[unit] = one
     if not left:
@@ -444,12 +447,6 @@ def _policy(name: str, limit: int, unit: str, window: str, window_seconds: int |
     quota_unit = "concurrent-requests" if window == "now" else unit.replace("_", "-")
     length = "" if window_seconds is None else f";w={window_seconds}"
     return f'"{name}";q={limit};qu="{quota_unit}"{length}'
-
-
-def _remaining(name: str, remaining: int, reset_seconds: float | None) -> str:
-    """A limit as an item of ``RateLimit``: what remains, and seconds until some of it comes back."""
-    left = max(0, remaining)
-    return f'"{name}";r={left}' if reset_seconds is None else f'"{name}";r={left};t={ceil(reset_seconds)}'
 
 
 def _duration(seconds: float) -> str:
