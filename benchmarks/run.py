@@ -193,6 +193,8 @@ def measure(
         for scenario in SCENARIOS
         if scenario.bars & options.bars
     ]
+    together = [scenario for scenario in chosen if scenarios.TWO_CORES in scenario.targets]
+    alone = [scenario for scenario in chosen if scenario not in together]
     wanted = {target for scenario in chosen for target in scenario.targets}
     with contextlib.ExitStack() as stack:
         targets: dict[str, Server] = {"direct": bench.upstream}
@@ -205,17 +207,9 @@ def measure(
                 run.miss(["rate_to_nginx", "cpu_to_nginx", "chunk_cpu_to_nginx"], str(exc))
         if "gateway" in wanted or 13 in options.bars:
             targets["gateway"] = stack.enter_context(started(bench))
-        if scenarios.TWO_CORES in wanted:
-            if bench.gateway_cores == bench.other_cores:
-                run.miss(["two_workers"], "this machine has one core")
-            else:
-                targets[scenarios.ONE_CORE] = targets["gateway"]
-                targets[scenarios.TWO_CORES] = stack.enter_context(
-                    started(bench, cores=two_cores(bench), workers=2)
-                )
         for number in range(options.rounds):
             watch = Strangers()
-            results.append(one_round(bench, chosen, targets, run, number))
+            results.append(one_round(bench, alone, targets, run, number))
             run.add(figures_of(results[-1]))
             if 13 in options.bars:
                 progress(f"round {number + 1}: clients that hang up")
@@ -231,6 +225,18 @@ def measure(
                     )
             memory(bench, options, run, number)
             strangers.append(watch.share())
+        if scenarios.TWO_CORES in wanted:
+            # Its workers share the core of the gateway, so they run only now.
+            if bench.gateway_cores == bench.other_cores:
+                run.miss(["two_workers"], "this machine has one core")
+            else:
+                targets[scenarios.ONE_CORE] = targets["gateway"]
+                targets[scenarios.TWO_CORES] = stack.enter_context(
+                    started(bench, cores=two_cores(bench), workers=2)
+                )
+            for number in range(options.rounds):
+                results.append(one_round(bench, together, targets, run, number))
+                run.add(figures_of(results[-1]))
     if 16 in options.bars:
         progress("counting round trips")
         with failing(run, 16):
