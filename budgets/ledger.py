@@ -25,11 +25,14 @@ import orjson
 from django.db import DataError, IntegrityError, connection, transaction
 from redis.exceptions import ResponseError
 
+from audit import months
 from audit.models import RequestEvent
 from budgets.counters import ACKNOWLEDGE, DRAINED, REFUSALS, SETTLED, USAGE, Counter, redis_in_bytes, run_now
 from budgets.models import LedgerEntry, ParkedRecord
 from budgets.periods import Days
+from budgets.pricing import PinnedPrice
 from budgets.schedules import days_of
+from budgets.usage import FIGURES, SUMS
 
 logger = logging.getLogger(__name__)
 
@@ -49,17 +52,9 @@ RefusedBy = tuple[str, Counter | None]
 Fields = dict[bytes, bytes]
 Entry = tuple[bytes, Fields | None]
 
-# What is added up, and what an adjustment is the difference of.
-FIGURES = (
-    "requests",
-    "input_tokens",
-    "cached_tokens",
-    "output_tokens",
-    "thinking_tokens",
-    "gpu_ms",
-    "cost_micro_usd",
-)
 DURATIONS = ("load_ns", "prompt_ns", "output_ns")
+# The tables with a partition for each month.
+BY_MONTH = ("budgets_ledgerentry", "audit_requestevent")
 COLUMNS = [field.attname for field in LedgerEntry._meta.concrete_fields if field.attname != "id"]  # noqa: SLF001
 
 
@@ -215,6 +210,7 @@ def _take(entries: list[Entry]) -> Surplus:
         else:
             records[record.name], entry_of[record.name] = record, entry
     _set_days(records.values())
+    ensure_months(record.row.request_id for record in records.values())
     known: list[Record] = []
     try:
         with transaction.atomic():
@@ -228,6 +224,13 @@ def _take(entries: list[Entry]) -> Surplus:
                 _park(entry_of[name], exc)
     repeated += [(entry_of[record.name][0].decode(), record) for record in known]
     return _surplus(repeated) if repeated else {}
+
+
+def ensure_months(request_ids: Iterable[UUID]) -> None:
+    """Make sure that what is about to be written of these requests has its partitions."""
+    needed = {month for request_id in request_ids if (month := months.month_of(request_id))}
+    for table in BY_MONTH:
+        months.ensure(table, needed)
 
 
 def _surplus(repeated: list[tuple[str, Record]]) -> Surplus:
@@ -297,9 +300,13 @@ def _record(fields: Fields | None) -> Record:
         started_at=_instant_or_none(end["started_ms"]),
         first_byte_at=_instant_or_none(end["first_byte_ms"]),
         ended_at=ended_at,
-        **{name: end[name] for name in (*FIGURES, *DURATIONS)},
-        price_id=_uuid(call["price"] and call["price"][0]),
+        **{name: end[name] for name in (*SUMS, *DURATIONS)},
+        # A record of an earlier release tells neither bytes nor estimator.
+        input_bytes=end.get("input_bytes"),
+        output_bytes=end.get("output_bytes"),
+        **_pinned(call["price"]),
         exact=end["exact"],
+        estimator=end.get("estimator", ""),
         late=kind == "late",
         on_credit=call.get("on_credit", False),
         outcome=end["outcome"],
@@ -314,6 +321,20 @@ def _record(fields: Fields | None) -> Record:
     )
 
 
+def _pinned(price: list[Any] | None) -> dict[str, Any]:
+    """The price that was pinned at admission; nothing without one."""
+    if price is None:
+        return {}
+    pinned = PinnedPrice(*price)
+    return {
+        "price_id": UUID(pinned.id),
+        "input_price": pinned.input,
+        "cached_price": pinned.cached,
+        "output_price": pinned.output,
+        "gpu_price": pinned.gpu_second,
+    }
+
+
 def _refused_by(noted: list[list[Any]]) -> tuple[RefusedBy, ...]:
     return tuple((str(name), Counter(*counter) if counter else None) for name, *counter in noted)
 
@@ -322,7 +343,7 @@ def _difference(end: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
     durations = {
         name: None if end[name] is None else end[name] - (first[name] or 0) for name in DURATIONS
     }  # fmt: skip
-    return end | durations | {name: end[name] - first[name] for name in FIGURES}
+    return end | durations | {name: end[name] - first[name] for name in SUMS}
 
 
 def _instant_or_none(milliseconds: int | None) -> datetime | None:
@@ -401,7 +422,7 @@ def _adjustments_of_orphans(finals: list[Record]) -> Iterator[Record]:
             continue
         row = copy(record.row)
         row.kind = LedgerEntry.Kind.ADJUSTMENT
-        for name in FIGURES:
+        for name in SUMS:
             setattr(row, name, getattr(row, name) - getattr(orphan, name))
         yield replace(record, row=row)
 
@@ -410,7 +431,6 @@ ROLLUP_KEY = (
     "tenant_id", "day", "hour_start", "team_id", "member_id", "key_id", "model", "upstream", "operation",
 )  # fmt: skip
 ROLLUP_NAMES = ("tenant", "team", "member", "key")
-ROLLUP_SUMS = (*FIGURES, "estimated_tokens")
 
 
 def _add_to_rollups(records: list[Record]) -> None:
@@ -421,17 +441,17 @@ def _add_to_rollups(records: list[Record]) -> None:
         hour = row.ended_at.replace(minute=0, second=0, microsecond=0)
         key = tuple(hour if column == "hour_start" else getattr(row, column) for column in ROLLUP_KEY)
         names[key] = {name: getattr(row, name) for name in ROLLUP_NAMES}
-        for figure in FIGURES:
+        for figure in SUMS:
             sums[key][figure] += getattr(row, figure)
         if not row.exact:
             sums[key]["estimated_tokens"] += row.input_tokens + row.output_tokens
     rows = [
         dict(zip(ROLLUP_KEY, key, strict=True))
         | names[key]
-        | {figure: sums[key][figure] for figure in ROLLUP_SUMS}
+        | {figure: sums[key][figure] for figure in FIGURES}
         for key in sums
     ]
-    _add("budgets_usagerollup", rows, ROLLUP_KEY, ROLLUP_SUMS, ROLLUP_NAMES)
+    _add("budgets_usagerollup", rows, ROLLUP_KEY, FIGURES, ROLLUP_NAMES)
 
 
 def _add_to_periods(records: list[Record]) -> None:
@@ -550,6 +570,7 @@ def _drain_some_refusals() -> int:
             event.refused_by = [name for name, _ in refused_by]
             events.setdefault(event.request_id, event)
             refused.setdefault(event.request_id, refused_by)
+        ensure_months(events)
         # A drain that died may have written them and not said so to Redis.
         written = set(RequestEvent.objects.filter(pk__in=events).values_list("pk", flat=True))
         new = [request_id for request_id in events if request_id not in written]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from celery import shared_task
 
+from audit import months
 from budgets import alerts, closing, deliveries, ledger, rebuild, spool, sweeping, visitors
 
 
@@ -55,3 +56,9 @@ def close_periods() -> None:
 def forget_visitors() -> None:
     """Forget what visitors used on days long past; every hour."""
     visitors.forget()
+
+
+@shared_task(ignore_result=True)
+def make_months() -> None:
+    """Make the partitions of the months to come; every hour."""
+    months.ensure_ahead(ledger.BY_MONTH)

@@ -1,17 +1,19 @@
-"""What the ledger says was used."""
+"""What the ledger says was used: the one source of totals for pages, commands, exports and statements."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import date, datetime
 from typing import Any
+from uuid import UUID
 
-from django.db.models import QuerySet, Sum
+from django.db.models import F, Func, Q, QuerySet, Sum
+from django.db.models.functions import TruncHour, TruncMonth
 
 from budgets.models import LedgerEntry
-from keys.models import ApiKey
-from tenants.models import Tenant
 
-FIGURES = (
+# What every entry tells, and what is known of several besides: input and output of those not exact.
+SUMS = (
     "requests",
     "input_tokens",
     "cached_tokens",
@@ -20,50 +22,90 @@ FIGURES = (
     "gpu_ms",
     "cost_micro_usd",
 )
-PARTS = {"key": ("key_id", "key"), "model": ("model",), "run": ("run",), "day": ("day",)}
+FIGURES = (*SUMS[:5], "estimated_tokens", *SUMS[5:])
+
+# By what usage is told apart: its columns, the last one to be read by people.
+PARTS = {
+    "tenant": ("tenant_id", "tenant"),
+    "team": ("team_id", "team"),
+    "member": ("member_id", "member"),
+    "key": ("key_id", "key"),
+    "model": ("model",),
+    "upstream": ("upstream",),
+    "operation": ("operation",),
+    "route": ("route",),
+    "run": ("run",),
+    "hour": ("hour",),
+    "day": ("day",),
+    "month": ("month",),
+}
+# What a selection compares as it is.
+SAME = ("tenant_id", "team_id", "member_id", "key_id", "model", "upstream", "operation", "route", "run")
+_WORKED_OUT: dict[str, Func] = {"hour": TruncHour("ended_at"), "month": TruncMonth("day")}
 
 
-def entries(
-    tenant: Tenant,
-    *,
-    key: ApiKey | None = None,
-    run: str | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
-) -> QuerySet[LedgerEntry]:
-    """The entries of calls of ``tenant`` that ended in ``[since, until)``; without a bound, all.
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Entries of the ledger: whose, of what, and of when; what is None selects nothing out.
 
-    ``run`` empty: those of calls that belong to none.
+    Days are accounting days, ``[from_day, before_day)``; instants are those at
+    which calls ended, ``[since, until)``. ``run`` empty: calls that belong to none.
     """
-    found = LedgerEntry.objects.filter(tenant_id=tenant.pk)
-    if key is not None:
-        found = found.filter(key_id=key.pk)
-    if run is not None:
-        found = found.filter(run=run)
-    if since is not None:
-        found = found.filter(ended_at__gte=since)
-    if until is not None:
-        found = found.filter(ended_at__lt=until)
-    return found
+
+    tenant_id: UUID | None = None
+    from_day: date | None = None
+    before_day: date | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    team_id: UUID | None = None
+    member_id: UUID | None = None
+    key_id: UUID | None = None
+    model: str | None = None
+    upstream: str | None = None
+    operation: str | None = None
+    route: str | None = None
+    run: str | None = None
+
+    def entries(self) -> QuerySet[LedgerEntry]:
+        """The entries, in no particular order."""
+        bounds = {
+            "day__gte": self.from_day,
+            "day__lt": self.before_day,
+            "ended_at__gte": self.since,
+            "ended_at__lt": self.until,
+        }
+        same = {name: getattr(self, name) for name in SAME}
+        wanted = {name: value for name, value in (bounds | same).items() if value is not None}
+        return LedgerEntry.objects.filter(**wanted).order_by()
 
 
-def totals(found: QuerySet[LedgerEntry]) -> dict[str, int]:
-    """The sums of some entries."""
-    sums = found.aggregate(**{f"sum_{figure}": Sum(figure) for figure in FIGURES})
+def _sums() -> dict[str, Sum]:
+    sums = {f"sum_{figure}": Sum(figure) for figure in SUMS}
+    estimated = Sum(F("input_tokens") + F("output_tokens"), filter=Q(exact=False))
+    return sums | {"sum_estimated_tokens": estimated}
+
+
+def totals(selection: Selection) -> dict[str, int]:
+    """The sums over a selection."""
+    sums = selection.entries().aggregate(**_sums())
     return {figure: int(sums[f"sum_{figure}"] or 0) for figure in FIGURES}
 
 
-def by_part(found: QuerySet[LedgerEntry], part: str) -> list[dict[str, Any]]:
-    """The sums for each ``key``, ``model``, ``run`` (empty: none) or ``day``, in its order."""
+def by_part(selection: Selection, part: str) -> list[dict[str, Any]]:
+    """The sums for each of ``PARTS``, in its order; what has no name is empty, as a call of no run."""
     columns = PARTS[part]
-    rows = (
-        found.order_by()
-        .values(*columns)
-        .annotate(**{f"sum_{figure}": Sum(figure) for figure in FIGURES})
-        .order_by(columns[-1])
-    )
+    entries = selection.entries()
+    if part in _WORKED_OUT:
+        entries = entries.annotate(**{part: _WORKED_OUT[part]})
+    rows = entries.values(*columns).annotate(**_sums()).order_by(*reversed(columns))
     return [
-        {column: str(row[column]) for column in columns}
-        | {figure: int(row[f"sum_{figure}"]) for figure in FIGURES}
+        {column: _text(row[column]) for column in columns}
+        | {figure: int(row[f"sum_{figure}"] or 0) for figure in FIGURES}
         for row in rows
     ]
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return value.isoformat() if isinstance(value, date) else str(value)

@@ -6,8 +6,10 @@ interval expires, because the next one does its work.
 """
 
 import os
+from typing import Any
 
 from celery import Celery
+from celery.signals import beat_init
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
@@ -21,6 +23,7 @@ EVERY = {
     "budgets.tasks.close_periods": 60.0,
     "budgets.tasks.trim": 300.0,
     "budgets.tasks.forget_visitors": 3600.0,
+    "budgets.tasks.make_months": 3600.0,
 }
 
 app = Celery("tollgate")
@@ -44,3 +47,9 @@ app.conf.update(
         for task, seconds in EVERY.items()
     },
 )
+
+
+@beat_init.connect
+def _look_at_once(**_: Any) -> None:
+    """What has to be seen to before an hour has passed."""
+    app.send_task("budgets.tasks.make_months", expires=EVERY["budgets.tasks.make_months"])

@@ -11,7 +11,7 @@ from audit.models import RequestEvent
 from budgets import ledger
 from budgets.counters import DRAINED, HOLDS, PARTITION, SETTLED, redis_in_bytes
 from budgets.models import Budget, BudgetPeriod, LedgerEntry, ParkedRecord, SpooledSettlement, UsageRollup
-from budgets.usage import FIGURES
+from budgets.usage import SUMS
 from tenants.models import Tenant
 
 
@@ -43,7 +43,7 @@ def disagreements(tenants: Sequence[Tenant], *, flushed_at: float = 0.0) -> Iter
     over when Redis was last flushed are not brought back and not looked at.
     """
     mine = {"tenant_id__in": [tenant.pk for tenant in tenants]}
-    sums = {name: Sum(name) for name in FIGURES}
+    sums = {name: Sum(name) for name in SUMS}
     entries, rollups = (kind.objects.filter(**mine).aggregate(**sums) for kind in (LedgerEntry, UsageRollup))
     if entries != rollups:
         yield f"ledger {entries}, rollups {rollups}"

@@ -25,6 +25,7 @@ from budgets.pricing import PinnedPrice
 from budgets.reservations import Reservation, release, reserve, settle
 from budgets.settlements import Moments
 from budgets.sweeping import sweep
+from budgets.usage import SUMS
 from keys.verification import Caller
 from tenants.ids import new_id
 from tests.counting import (
@@ -70,7 +71,7 @@ def used_in_ledger(budget: Limit) -> int:
 
 def books() -> tuple[dict[str, Any], dict[str, Any], int]:
     """What ledger, rollups and request events add up to."""
-    sums = {figure: Sum(figure) for figure in ledger.FIGURES}
+    sums = {figure: Sum(figure) for figure in SUMS}
     return (
         LedgerEntry.objects.aggregate(**sums),
         UsageRollup.objects.aggregate(**sums),
@@ -99,6 +100,8 @@ def test_a_settled_call_is_one_entry_with_all_that_is_known() -> None:
     assert (entry.load_ns, entry.prompt_ns, entry.output_ns, entry.gpu_ms) == (10**6, 2 * 10**6, 3_500_000, 6)
     # 5 x 0.3 + 2 x 0.03 + 20 x 1 micro-USD, rounded up once.
     assert (entry.cost_micro_usd, entry.price_id) == (22, UUID(PRICE.id))
+    pinned = (entry.input_price, entry.cached_price, entry.output_price, entry.gpu_price)
+    assert pinned == (300_000, 30_000, 1_000_000, 0)
     assert (entry.exact, entry.late, entry.outcome, entry.status) == (True, False, "completed", 200)
     assert entry.admitted_at.timestamp() * 1000 == pytest.approx(reservation.admitted_at_ms)
     assert entry.started_at == datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)

@@ -441,10 +441,12 @@ def test_d12_reports_are_half_open_and_add_up_at_their_edges(acme: Tenant) -> No
         entry.save(force_insert=True)
     day_before, day_after = edge - timedelta(days=1), edge + timedelta(days=1)
 
-    first = usage.totals(usage.entries(acme, since=day_before, until=edge))["requests"]
-    second_day = usage.totals(usage.entries(acme, since=edge, until=day_after))["requests"]
+    def requests(since: datetime, until: datetime) -> int:
+        return usage.totals(usage.Selection(tenant_id=acme.pk, since=since, until=until))["requests"]
 
-    both = usage.totals(usage.entries(acme, since=day_before, until=day_after))["requests"]
+    first, second_day = requests(day_before, edge), requests(edge, day_after)
+
+    both = requests(day_before, day_after)
     assert (first, second_day, both) == (1, 2, 3)
     assert "UTC" in told("show_usage", "--tenant", "acme")["time_zone"]
 

@@ -13,13 +13,18 @@ class LedgerEntry(models.Model):
 
     Every admitted call ends as one entry of kind ``usage``. If the sweep booked
     it and its owner turned up later, an ``adjustment`` holds the difference,
-    signed. Names are kept as they were; nothing is pointed at, so an entry
-    outlives what it names. Durations and instants Ollama did not tell are null.
+    signed; what a person puts right is a ``correction``, signed too, with an id
+    of its own. Names and prices are kept as they were; nothing is pointed at, so
+    an entry outlives what it names. What Ollama did not tell is null.
+
+    The table has a partition for each month of ``request_id`` (``audit.months``).
+    Its rows are unique by request and kind; ``id`` only tells their order.
     """
 
     class Kind(models.TextChoices):
         USAGE = "usage"
         ADJUSTMENT = "adjustment"
+        CORRECTION = "correction"
 
     request_id = models.UUIDField()
     kind = models.CharField(max_length=10, choices=Kind.choices)
@@ -37,7 +42,14 @@ class LedgerEntry(models.Model):
     operation = models.TextField()
     dialect = models.TextField()
     stream = models.BooleanField()
-    day = models.DateField(help_text="On which the call ended, in the tenant's time zone.")
+    day = models.DateField(
+        help_text="Accounting day: on which the call ended, in the tenant's time zone; "
+        "of an entry for a closed month, on which it was booked."
+    )
+    closed_month = models.DateField(
+        null=True,
+        help_text="First day of the closed month to which the entry belongs; it came too late for it.",
+    )
     admitted_at = models.DateTimeField()
     started_at = models.DateTimeField(null=True)
     first_byte_at = models.DateTimeField(null=True)
@@ -47,6 +59,8 @@ class LedgerEntry(models.Model):
     cached_tokens = models.BigIntegerField(help_text="Part of the input tokens.")
     output_tokens = models.BigIntegerField()
     thinking_tokens = models.BigIntegerField(help_text="Part of the output tokens.")
+    input_bytes = models.BigIntegerField(null=True, help_text="Of the text of the prompt, where known.")
+    output_bytes = models.BigIntegerField(null=True, help_text="Of the text of the answer, where known.")
     load_ns = models.BigIntegerField(null=True)
     prompt_ns = models.BigIntegerField(null=True)
     output_ns = models.BigIntegerField(null=True)
@@ -60,7 +74,16 @@ class LedgerEntry(models.Model):
     price_id = models.UUIDField(
         null=True, help_text="The price the cost was worked out with; null: no price was set."
     )
+    input_price = models.BigIntegerField(
+        null=True, help_text="Of that price, micro-USD for a million tokens."
+    )
+    cached_price = models.BigIntegerField(null=True, help_text="The same, for cached input.")
+    output_price = models.BigIntegerField(null=True, help_text="The same, for output.")
+    gpu_price = models.BigIntegerField(null=True, help_text="The same, for a second of GPU time.")
     exact = models.BooleanField(help_text="False: the tokens are estimated.")
+    estimator = models.TextField(
+        blank=True, default="", db_default="", help_text="Version of what estimated the tokens."
+    )
     late = models.BooleanField(help_text="Settled when its hold was gone already.")
     # With a default in the database, because the release before this one writes entries too.
     on_credit = models.BooleanField(
@@ -69,6 +92,9 @@ class LedgerEntry(models.Model):
     outcome = models.TextField()
     status = models.SmallIntegerField()
     recorded_at = models.DateTimeField(default=now)
+    corrects = models.UUIDField(null=True, help_text="Request whose entry a correction puts right.")
+    actor = models.TextField(blank=True, default="", db_default="", help_text="Who corrected.")
+    reason = models.TextField(blank=True, default="", db_default="", help_text="Why it was corrected.")
 
     class Meta:
         verbose_name_plural = "ledger entries"
@@ -78,10 +104,11 @@ class LedgerEntry(models.Model):
                 fields=["request_id", "kind"], name="budgets_ledgerentry_once_per_request_and_kind"
             ),
             models.CheckConstraint(
-                condition=Q(kind__in=["usage", "adjustment"]), name="budgets_ledgerentry_kind_is_known"
+                condition=Q(kind__in=["usage", "adjustment", "correction"]),
+                name="budgets_ledgerentry_kind_is_known",
             ),
             models.CheckConstraint(
-                condition=Q(kind="adjustment")
+                condition=Q(kind__in=["adjustment", "correction"])
                 | Q(
                     requests__range=(0, 1),
                     input_tokens__gte=0,
@@ -91,13 +118,33 @@ class LedgerEntry(models.Model):
                     gpu_ms__gte=0,
                     cost_micro_usd__gte=0,
                 ),
-                name="budgets_ledgerentry_only_adjustments_are_negative",
+                name="budgets_ledgerentry_only_differences_are_negative",
+            ),
+            models.CheckConstraint(
+                condition=Q(kind="correction", corrects__isnull=False) & ~Q(actor="") & ~Q(reason="")
+                | ~Q(kind="correction") & Q(corrects=None, actor="", reason=""),
+                name="budgets_ledgerentry_corrections_say_what_who_and_why",
+            ),
+            models.CheckConstraint(
+                condition=Q(closed_month=None) | Q(closed_month__day=1, closed_month__lt=F("day")),
+                name="budgets_ledgerentry_closed_month_is_before_its_day",
+            ),
+            models.CheckConstraint(
+                condition=Q(
+                    price_id=None, input_price=None, cached_price=None, output_price=None, gpu_price=None
+                )
+                | Q(price_id__isnull=False),
+                name="budgets_ledgerentry_rates_are_those_of_a_price",
             ),
         ]
         indexes = [
             models.Index(fields=["tenant_id", "-ended_at"], name="budgets_ledgerentry_of_tenant"),
             models.Index(fields=["key_id", "-ended_at"], name="budgets_ledgerentry_of_key"),
             models.Index(fields=["-ended_at"], name="budgets_ledgerentry_newest"),
+            models.Index(fields=["tenant_id", "day"], name="budgets_ledgerentry_of_day"),
+            models.Index(
+                fields=["corrects"], condition=~Q(corrects=None), name="budgets_ledgerentry_corrects"
+            ),
             models.Index(
                 fields=["tenant_id", "run"], condition=~Q(run=""), name="budgets_ledgerentry_of_run"
             ),
@@ -148,7 +195,10 @@ class UsageRollup(models.Model):
                 name="budgets_usagerollup_once_per_hour_and_part",
             )
         ]  # fmt: skip
-        indexes = [models.Index(fields=["-hour_start"], name="budgets_usagerollup_newest")]
+        indexes = [
+            models.Index(fields=["-hour_start"], name="budgets_usagerollup_newest"),
+            models.Index(fields=["tenant_id", "day"], name="budgets_usagerollup_of_day"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.tenant} {self.hour_start:%Y-%m-%d %H}h {self.model}"

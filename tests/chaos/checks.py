@@ -19,7 +19,7 @@ from audit.models import RequestEvent
 from budgets import ledger
 from budgets.exceptions import BudgetCut
 from budgets.models import BudgetPeriod, LedgerEntry, UsageRollup
-from budgets.usage import FIGURES
+from budgets.usage import SUMS
 from proxy.errors import ANSWERS
 from proxy.simulator.truth import Record
 from tests import books
@@ -328,7 +328,7 @@ def a_repeat_changes_nothing(evidence: Evidence) -> Iterator[str]:
 
 
 def _books() -> list[Any]:
-    sums = {name: Sum(name) for name in FIGURES}
+    sums = {name: Sum(name) for name in SUMS}
     return [
         LedgerEntry.objects.aggregate(**sums),
         LedgerEntry.objects.count(),

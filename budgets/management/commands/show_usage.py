@@ -27,9 +27,11 @@ class Command(BaseCommand):
         since = moment(options["since"], tenant.time_zone) if options["since"] else None
         until = moment(options["until"], tenant.time_zone) if options["until"] else None
         key = key_of(tenant, options["key"]) if options["key"] else None
-        found = usage.entries(tenant, key=key, run=options["run"], since=since, until=until)
-        rows = usage.by_part(found, options["by"]) if options["by"] else []
-        total = usage.totals(found)
+        selection = usage.Selection(
+            tenant_id=tenant.pk, key_id=key.pk if key else None, run=options["run"], since=since, until=until
+        )
+        rows = usage.by_part(selection, options["by"]) if options["by"] else []
+        total = usage.totals(selection)
         if options["json"]:
             described = {
                 "tenant": tenant.slug,
