@@ -2,7 +2,8 @@
 
 from rest_framework.routers import SimpleRouter
 
-from budgets.api import KillSwitchViewSet, RunningCallViewSet
+from budgets.api.kill_switches import KillSwitchViewSet
+from budgets.api.running_calls import RunningCallViewSet
 
 router = SimpleRouter(use_regex_path=False)
 router.register("kill-switches", KillSwitchViewSet, basename="kill-switch")

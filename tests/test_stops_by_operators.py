@@ -246,7 +246,7 @@ def test_while_postgres_cannot_be_asked_the_api_knows_nothing(olga, monkeypatch)
     def gone(*_: Any) -> Any:
         raise OperationalError("no connection")
 
-    monkeypatch.setattr("budgets.api.KillSwitchViewSet.get_queryset", gone)
+    monkeypatch.setattr("budgets.api.kill_switches.KillSwitchViewSet.get_queryset", gone)
 
     response = olga.get(f"{SWITCHES}?state=on")
 

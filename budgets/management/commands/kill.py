@@ -6,7 +6,7 @@ from django.db import Error as DatabaseError
 
 from audit.recording import person_at_the_shell
 from budgets import services
-from budgets.api import switch_as_json
+from budgets.api.kill_switches import switch_as_json
 from budgets.models import KillSwitch
 from keys.management.commands.revoke_key import key_called
 from tenants import generations

@@ -1,0 +1,1 @@
+"""What programs of operators may ask and do, under ``/manage/v1/``."""
