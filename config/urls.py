@@ -6,4 +6,5 @@ from django.urls import include, path
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("manage/v1/", include("budgets.urls")),
+    path("portal/", include("tenants.portal")),
 ]

@@ -12,6 +12,8 @@ from django.utils.timezone import now
 from tenants.ids import new_id
 
 SLUG = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?\Z"
+# The portal has pages of its own where those of tenants are.
+TAKEN_SLUGS = frozenset({"sign-in", "sign-out"})
 
 
 def validate_time_zone(name: str) -> None:
@@ -109,6 +111,10 @@ class Tenant(models.Model):
 
     def __str__(self) -> str:
         return self.slug
+
+    def clean(self) -> None:
+        if self.slug in TAKEN_SLUGS:
+            raise ValidationError({"slug": "The portal has a page of this name."})
 
 
 class CalendarChange(models.Model):

@@ -1,0 +1,91 @@
+"""What a person may see of a tenant: the rules that every page and every answer goes by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from django.contrib.auth.models import AnonymousUser
+from django.db.models import QuerySet
+
+from tenants.models import Member, Tenant, User
+
+# With a place on the staff, what it takes to see tenants, and to see what they used.
+SEE_TENANTS = "tenants.view_tenant"
+SEE_USAGE = "budgets.view_ledgerentry"
+
+WHOLE_TENANT = frozenset({Member.Role.OWNER, Member.Role.ADMIN, Member.Role.FINANCE})
+EXPORTING = frozenset({Member.Role.OWNER, Member.Role.FINANCE})
+
+Person = User | AnonymousUser
+
+
+class Reach(StrEnum):
+    """How much of a tenant's usage a person may read; ``NOTHING`` is false."""
+
+    NOTHING = ""
+    OWN_KEYS = "own keys"
+    WHOLE_TENANT = "whole tenant"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A person at a tenant: a member of it, an operator, or both."""
+
+    user: User
+    tenant: Tenant
+    member: Member | None
+
+    @property
+    def role(self) -> str:
+        """The role as a word; that of somebody who is no member is ``operator``."""
+        return str(self.member.role) if self.member else "operator"
+
+    @property
+    def usage(self) -> Reach:
+        """How much of the usage they may read; of their own keys it is that of ``member``."""
+        if is_operator(self.user, SEE_USAGE) or (self.member and self.member.role in WHOLE_TENANT):
+            return Reach.WHOLE_TENANT
+        return Reach.OWN_KEYS if self.member else Reach.NOTHING
+
+    @property
+    def exports(self) -> bool:
+        """Whether they may take usage and statements of the tenant with them."""
+        return is_operator(self.user, SEE_USAGE) or bool(self.member and self.member.role in EXPORTING)
+
+
+def is_operator(user: Person, permission: str = SEE_TENANTS) -> bool:
+    """Whether a person sees all tenants, and may do there what ``permission`` names."""
+    return user.is_active and user.is_staff and user.has_perm(permission)
+
+
+def tenants_of(user: Person) -> QuerySet[Tenant]:
+    """The tenants that a person sees, by slug: those they belong to, all if they are an operator.
+
+    Suspended ones too: what was used has still to be read and paid for.
+    """
+    if is_operator(user):
+        return Tenant.objects.all()
+    if not user.is_active:
+        return Tenant.objects.none()
+    return Tenant.objects.filter(members__user_id=user.pk)
+
+
+def access_to(user: Person, slug: str) -> Access | None:
+    """What a person is at the tenant with this slug; None: there is none that they may know of."""
+    tenant = tenants_of(user).filter(slug=slug).first()
+    if tenant is None or not isinstance(user, User):
+        return None
+    return Access(user, tenant, Member.objects.filter(tenant=tenant, user=user).first())
+
+
+def may_read_usage(user: Person, tenant: Tenant) -> Reach:
+    """How much of what ``tenant`` used a person may read."""
+    access = access_to(user, tenant.slug)
+    return access.usage if access else Reach.NOTHING
+
+
+def may_export(user: Person, tenant: Tenant) -> bool:
+    """Whether a person may take usage and statements of ``tenant`` with them."""
+    access = access_to(user, tenant.slug)
+    return access is not None and access.exports

@@ -1,0 +1,68 @@
+"""The portal's frame: signing in and out, one's tenants, and what the pages of a tenant start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate
+
+from django.contrib.auth.decorators import login_required
+from django.contrib.auth.views import LoginView, LogoutView
+from django.db.models import Q
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.urls import path
+
+from tenants.access import Access, access_to, tenants_of
+
+# Operators see more than fit on a page, and search.
+MOST_LISTED = 100
+
+Page = Callable[Concatenate[HttpRequest, Access, ...], HttpResponse]
+
+
+def tenant_page(page: Page) -> Callable[..., HttpResponse]:
+    """A view under ``/portal/<slug>/`` that is given the visitor's ``Access`` instead of the slug.
+
+    Strangers are asked to sign in. A tenant that is not there and one that is
+    not theirs get the same 404. Templates find the access as ``access``.
+    """
+
+    @wraps(page)
+    @login_required
+    def of_tenant(request: HttpRequest, slug: str, **parts: Any) -> HttpResponse:
+        access = access_to(request.user, slug)
+        if access is None:
+            raise Http404
+        request.access = access  # type: ignore[attr-defined]  # for the frame around every page
+        return page(request, access, **parts)
+
+    return of_tenant
+
+
+@login_required
+def tenants(request: HttpRequest) -> HttpResponse:
+    """The tenants of a person; if it is only one, its page."""
+    wanted = request.GET.get("q", "").strip()
+    found = tenants_of(request.user)
+    if wanted:
+        found = found.filter(Q(slug__icontains=wanted) | Q(name__icontains=wanted))
+    listed = list(found[: MOST_LISTED + 1])
+    if len(listed) == 1 and not wanted:
+        return redirect("portal-tenant", listed[0].slug)
+    context = {"tenants": listed[:MOST_LISTED], "more": len(listed) > MOST_LISTED, "q": wanted}
+    return render(request, "portal/tenants.html", context)
+
+
+@tenant_page
+def tenant(request: HttpRequest, access: Access) -> HttpResponse:
+    """The first page of a tenant: what can be done here."""
+    return render(request, "portal/tenant.html")
+
+
+urlpatterns = [
+    path("", tenants, name="portal"),
+    path("sign-in/", LoginView.as_view(template_name="portal/sign_in.html"), name="sign-in"),
+    path("sign-out/", LogoutView.as_view(next_page="sign-in"), name="sign-out"),
+    path("<slug:slug>/", tenant, name="portal-tenant"),
+]

@@ -1,0 +1,280 @@
+"""The frame of the portal: who gets to see which page, and what every answer tells the browser."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from typing import Any
+
+import httpx
+import pytest
+from django.contrib.auth.models import AnonymousUser, Permission
+from django.core.exceptions import ValidationError
+from django.test import Client
+
+from tenants import services
+from tenants.access import Reach, may_export, may_read_usage, tenants_of
+from tenants.models import Member, Tenant, User
+from tests.conftest import House
+
+POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'"
+)
+EVERYBODY = [
+    "owner", "admin", "finance", "member", "foreign owner", "operator", "superuser", "staff", "nobody",
+    "inactive owner", "inactive superuser", "stranger",
+]  # fmt: skip
+ROLES = frozenset({"owner", "admin", "finance", "member"})
+OPERATORS = frozenset({"operator", "superuser"})
+UNKNOWN = frozenset({"inactive owner", "inactive superuser", "stranger"})
+
+# Who gets 200. Of the others, those who can sign in get 404, and the rest is asked to sign in.
+PAGES = {
+    "/portal/sign-in/": frozenset(EVERYBODY),
+    "/portal/acme/": ROLES | OPERATORS,
+    "/portal/no-such-tenant/": frozenset(),
+    "/portal/ACME/": frozenset(),
+}
+MAY_READ = dict.fromkeys(["owner", "admin", "finance", *OPERATORS], Reach.WHOLE_TENANT) | {
+    "member": Reach.OWN_KEYS
+}
+MAY_EXPORT = {"owner", "finance", *OPERATORS}
+
+
+@pytest.fixture
+def acme(transactional_db: None) -> Tenant:
+    return services.create_tenant(slug="acme", name="ACME", actor="test", time_zone="Europe/Berlin")
+
+
+def a_person(who: str, acme: Tenant) -> User | AnonymousUser:
+    """Somebody as the tables of this module call them."""
+    if who == "stranger":
+        return AnonymousUser()
+    staff = {"is_staff": who in ("operator", "staff") or "superuser" in who}
+    user = User.objects.create(
+        username=who, is_active="inactive" not in who, is_superuser="superuser" in who, **staff
+    )
+    if who == "operator":
+        may = Permission.objects.filter(codename__in=["view_tenant", "view_ledgerentry"])
+        user.user_permissions.set(may)
+    role = who.removeprefix("inactive ").removeprefix("foreign ")
+    if role in Member.Role.values:
+        tenant = acme
+        if who.startswith("foreign"):
+            tenant = services.create_tenant(slug="globex", name="Globex", actor="test")
+        services.add_member(tenant=tenant, user=user, role=role, actor="test")
+    return user
+
+
+def a_browser(person: User | AnonymousUser) -> Client:
+    browser = Client()
+    if isinstance(person, User):
+        browser.force_login(person)
+    return browser
+
+
+@pytest.mark.parametrize("who", EVERYBODY)
+@pytest.mark.parametrize("page", PAGES)
+def test_each_page_opens_for_those_whose_it_is(acme: Tenant, page: str, who: str) -> None:
+    browser = a_browser(a_person(who, acme))
+
+    response = browser.get(page)
+
+    if who in PAGES[page]:
+        assert response.status_code == 200
+    elif who in UNKNOWN:
+        assert (response.status_code, response.headers["Location"]) == (302, f"/portal/sign-in/?next={page}")
+    else:
+        assert response.status_code == 404
+
+
+@pytest.mark.parametrize("who", EVERYBODY)
+def test_the_rules_say_who_reads_and_who_takes_usage_with_them(acme: Tenant, who: str) -> None:
+    person = a_person(who, acme)
+
+    assert may_read_usage(person, acme) == MAY_READ.get(who, Reach.NOTHING)
+    assert may_export(person, acme) == (who in MAY_EXPORT)
+
+
+def test_an_operator_needs_the_permission_for_usage_besides_the_one_for_tenants(acme: Tenant) -> None:
+    olga = User.objects.create(username="olga", is_staff=True)
+    olga.user_permissions.set(Permission.objects.filter(codename="view_tenant"))
+
+    assert list(tenants_of(olga)) == [acme]
+    assert not may_read_usage(olga, acme)
+    assert not may_export(olga, acme)
+
+
+def test_a_tenant_of_others_looks_like_none_at_all(acme: Tenant) -> None:
+    browser = a_browser(a_person("foreign owner", acme))
+
+    theirs, nobodys = browser.get("/portal/acme/"), browser.get("/portal/nobody/")
+
+    assert theirs.status_code == nobodys.status_code == 404
+    # But for the mask that hides the token of the form for signing out.
+    assert without_tokens(theirs.content.decode()) == without_tokens(nobodys.content.decode())
+
+
+def without_tokens(page: str) -> list[str]:
+    return [line for line in page.splitlines() if "csrfmiddlewaretoken" not in line]
+
+
+def test_a_suspended_tenant_is_still_read_and_says_so(acme: Tenant) -> None:
+    browser = a_browser(a_person("finance", acme))
+    services.suspend_tenant(tenant=acme, actor="test", reason="unpaid")
+
+    page = browser.get("/portal/acme/").content.decode()
+
+    assert "Suspended:" in page
+
+
+def test_whoever_is_made_inactive_is_out_at_once(acme: Tenant) -> None:
+    browser = a_browser(a_person("owner", acme))
+    assert browser.get("/portal/acme/").status_code == 200
+
+    User.objects.filter(username="owner").update(is_active=False)
+
+    assert browser.get("/portal/acme/").status_code == 302
+
+
+def test_one_signs_in_with_a_password_and_out_again(acme: Tenant) -> None:
+    person = User.objects.create_user("mia", "mia@example.org", "a long enough password")
+    services.add_member(tenant=acme, user=person, actor="test")
+    browser = Client(enforce_csrf_checks=True)
+
+    token = token_in(browser.get("/portal/sign-in/?next=/portal/acme/"))
+    wrong = browser.post("/portal/sign-in/", {"username": "mia", "password": "?", **token})
+    right = browser.post(
+        "/portal/sign-in/",
+        {"username": "mia", "password": "a long enough password", "next": "/portal/acme/", **token},
+    )
+    page = browser.get("/portal/acme/")
+    out = browser.post("/portal/sign-out/", token_in(page))
+
+    assert "enter a correct username" in wrong.content.decode()
+    assert (right.status_code, right.headers["Location"]) == (302, "/portal/acme/")
+    assert page.status_code == 200
+    assert (out.status_code, out.headers["Location"]) == (302, "/portal/sign-in/")
+    assert browser.get("/portal/acme/").status_code == 302
+
+
+def token_in(response: Any) -> dict[str, str]:
+    return {"csrfmiddlewaretoken": str(response.context["csrf_token"])}
+
+
+def test_signing_in_leads_nowhere_else(acme: Tenant) -> None:
+    User.objects.create_user("mia", "mia@example.org", "a long enough password")
+
+    answer = Client().post(
+        "/portal/sign-in/",
+        {"username": "mia", "password": "a long enough password", "next": "https://evil.example/"},
+    )
+
+    assert answer.headers["Location"] == "/portal/"
+
+
+def test_a_form_without_its_token_is_refused_in_words(acme: Tenant) -> None:
+    answer = Client(enforce_csrf_checks=True).post("/portal/sign-in/", {"username": "mia", "password": "?"})
+
+    assert answer.status_code == 403
+    assert "The form was not taken" in answer.content.decode()
+
+
+@pytest.mark.parametrize(
+    ("who", "expected"),
+    [
+        pytest.param("owner", "/portal/acme/", id="one tenant: straight to it"),
+        pytest.param("nobody", None, id="none: told whom to ask"),
+    ],
+)
+def test_the_portal_opens_with_the_tenants_of_the_person(
+    acme: Tenant, who: str, expected: str | None
+) -> None:
+    answer = a_browser(a_person(who, acme)).get("/portal/")
+
+    assert answer.headers.get("Location") == expected
+    assert expected or "do not belong to a tenant yet" in answer.content.decode()
+
+
+def test_operators_look_tenants_up_by_name(acme: Tenant) -> None:
+    services.create_tenant(slug="globex", name="Globex", actor="test")
+    browser = a_browser(a_person("operator", acme))
+
+    everything = browser.get("/portal/").content.decode()
+    found = browser.get("/portal/", {"q": "lobe"}).content.decode()
+
+    assert "/portal/acme/" in everything
+    assert "/portal/globex/" in everything
+    assert "/portal/acme/" not in found
+    assert "/portal/globex/" in found
+
+
+@pytest.mark.parametrize("slug", ["sign-in", "sign-out"])
+def test_no_tenant_takes_the_name_of_a_page(transactional_db: None, slug: str) -> None:
+    with pytest.raises(ValidationError, match="page of this name"):
+        services.create_tenant(slug=slug, name="ACME", actor="test")
+
+
+class Outline(HTMLParser):
+    """What a page is made of: tags in their order, and all that the policy would not let through."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.inline: list[str] = []
+        self.links: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag in ("script", "style"):
+            self.inline.append(tag)
+        for name, value in attrs:
+            if name == "style" or name.startswith("on"):
+                self.inline.append(f"{tag} {name}")
+            if name == "href":
+                self.links.append(value or "")
+
+
+@pytest.mark.parametrize("page", ["/portal/", "/portal/acme/", "/portal/sign-in/", "/portal/nobody/"])
+def test_every_page_has_landmarks_one_heading_and_nothing_inline(acme: Tenant, page: str) -> None:
+    services.create_tenant(slug="globex", name="Globex", actor="test")
+
+    outline = Outline(a_browser(a_person("operator", acme)).get(page).content.decode())
+
+    assert [outline.tags.count(tag) for tag in ("h1", "header", "main", "footer")] == [1, 1, 1, 1]
+    assert outline.links[2] == "#content"
+    assert outline.inline == []
+
+
+@pytest.mark.parametrize("page", ["/portal/", "/portal/acme/", "/portal/sign-in/", "/portal/nobody/"])
+def test_every_answer_tells_the_browser_to_be_strict(acme: Tenant, page: str) -> None:
+    for who in ("owner", "stranger"):
+        headers = a_browser(a_person(who, acme)).get(page).headers
+
+        assert headers["Content-Security-Policy"] == POLICY
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Referrer-Policy"] == "same-origin"
+        assert headers["Cache-Control"] == "no-store"
+        assert headers["X-Frame-Options"] == "DENY"
+
+
+def test_other_pages_keep_their_own_headers(acme: Tenant) -> None:
+    assert "Content-Security-Policy" not in Client().get("/admin/login/").headers
+
+
+def test_the_gateway_serves_the_portal_with_its_stylesheet(house: House) -> None:
+    with httpx.Client(base_url=house.gateway.url, trust_env=False) as browser:
+        page = browser.get("/portal/", follow_redirects=True)
+        answers = {
+            link: browser.get(link) for link in Outline(page.text).links if link.startswith("/static/")
+        }
+
+    assert (page.status_code, page.url.path) == (200, "/portal/sign-in/")
+    assert page.headers["content-security-policy"] == POLICY
+    assert page.headers["cache-control"] == "no-store"
+    assert {answer.headers["content-type"].partition(";")[0] for answer in answers.values()} == {
+        "text/css",
+        "image/svg+xml",
+    }
+    assert {answer.status_code for answer in answers.values()} == {200}
