@@ -2,17 +2,14 @@ import datetime
 from uuid import uuid4
 
 import pytest
-from django.contrib import admin
 from django.db import IntegrityError, connection, transaction
 from django.db.transaction import TransactionManagementError
-from django.urls import path, reverse
+from django.urls import reverse
 from django.utils.timezone import now
 
 from audit.admin import NewestPaginator
 from audit.models import AuditEvent, RequestEvent
 from audit.recording import person_at_the_shell, record
-
-urlpatterns = [path("admin/", admin.site.urls)]
 
 
 @pytest.fixture
@@ -142,7 +139,6 @@ def test_tests_can_empty_the_tables():
     assert not AuditEvent.objects.exists()
 
 
-@pytest.mark.urls(__name__)
 @pytest.mark.django_db
 @pytest.mark.parametrize("an_event", [an_audit_event, a_request_event])
 def test_a_superuser_may_look_at_events_and_nothing_else(an_event, admin_client):
@@ -157,7 +153,6 @@ def test_a_superuser_may_look_at_events_and_nothing_else(an_event, admin_client)
     assert type(event).objects.count() == 1
 
 
-@pytest.mark.urls(__name__)
 @pytest.mark.django_db
 @pytest.mark.parametrize("field", ["request_id", "key_id", "tenant_id", "tenant", "key", "model"])
 def test_a_request_is_found_by_its_ids_and_names(field, admin_client):
@@ -172,7 +167,6 @@ def test_a_request_is_found_by_its_ids_and_names(field, admin_client):
     assert str(other.request_id) not in page.content.decode()
 
 
-@pytest.mark.urls(__name__)
 @pytest.mark.django_db
 def test_requests_are_filtered_by_the_first_digit_of_their_status(admin_client):
     answered, refused = a_request_event(), a_request_event(status=429, refusal="rate_limited")

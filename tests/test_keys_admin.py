@@ -1,10 +1,9 @@
 import re
 
 import pytest
-from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.sessions.models import Session
-from django.urls import path, reverse
+from django.urls import reverse
 from django.utils.timezone import now
 
 from audit.models import AuditEvent
@@ -12,9 +11,7 @@ from keys import secrets, services
 from keys.models import AnonymousAccess, ApiKey, KeySecret
 from tenants import services as tenant_services
 
-urlpatterns = [path("admin/", admin.site.urls)]
-
-pytestmark = [pytest.mark.urls(__name__), pytest.mark.django_db]
+pytestmark = pytest.mark.django_db
 
 NOWHERE = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}}
 LIST = "admin:keys_apikey_changelist"

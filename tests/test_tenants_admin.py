@@ -1,15 +1,12 @@
 import pytest
-from django.contrib import admin
 from django.contrib.auth.models import Group
-from django.urls import path, reverse
+from django.urls import reverse
 
 from audit.models import AuditEvent
 from tenants import services
 from tenants.models import Member, Team, Tenant, User
 
-urlpatterns = [path("admin/", admin.site.urls)]
-
-pytestmark = [pytest.mark.urls(__name__), pytest.mark.django_db]
+pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture
