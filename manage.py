@@ -11,6 +11,7 @@ servers, unless ``DATABASE_URL`` names others.
 """
 
 import os
+import socket
 import sys
 
 # Before anything is imported that older versions cannot even read.
@@ -45,10 +46,12 @@ def _run_in_django(command: str) -> None:
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
 
+    from audit.origins import origin
     from config.data_directory import join_running_quickstart
 
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
     join_running_quickstart(os.environ)
+    origin.set(f"command {command} on {socket.gethostname()}")
     if command == "help":
         sys.stdout.write(f"{__doc__}\n")
     try:

@@ -115,7 +115,7 @@ def ask_reason(
 class AuditEventAdmin(ReadOnlyAdmin):
     """Who changed what, and why."""
 
-    list_display = ["at", "action", "actor", "subject", "tenant_id", "reason"]
+    list_display = ["at", "action", "actor", "origin", "subject", "tenant_id", "reason"]
     list_filter = ["at"]
     search_fields = ["action__startswith", "actor__startswith", "subject__startswith"]
     search_help_text = "Id of a tenant, or the beginning of an action (key.revoked), an actor or a subject"

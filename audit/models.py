@@ -10,11 +10,18 @@ class AuditEvent(models.Model):
 
     Written by ``audit.recording.record`` inside the transaction of the change.
     Rows name what they are about instead of pointing at it, so they outlive it.
-    The database refuses to change or delete one.
+    The database refuses to change or delete one, and links it to the one before
+    (``AuditLink``).
     """
 
     at = models.DateTimeField(default=now)
     actor = models.TextField()
+    origin = models.TextField(
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Where it was done: the door and the address, or the command and the machine.",
+    )
     action = models.TextField()
     subject = models.TextField()
     tenant_id = models.UUIDField(null=True, blank=True)
@@ -38,6 +45,51 @@ class AuditEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.action} {self.subject}"
+
+
+class AuditLink(models.Model):
+    """An audit event's place in the chain of its tenant, or of the platform.
+
+    Written by a trigger as the event's transaction commits. ``digest`` is over
+    the digest before and all of the event (``audit.chains``), so whoever changes
+    an event, takes one out or moves one has to write all links after it anew.
+    ``number`` counts from 1 without a gap.
+    """
+
+    event_id = models.BigIntegerField(primary_key=True)
+    chain = models.TextField()
+    number = models.BigIntegerField()
+    digest = models.BinaryField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["chain", "number"], name="audit_auditlink_once_per_number"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.chain} {self.number}"
+
+
+class AuditCheckpoint(models.Model):
+    """What the end of a chain was at a moment, signed; worth most where the database's masters cannot reach.
+
+    ``signature`` is of Ed25519 over what ``audit.checkpoints`` writes into a line.
+    """
+
+    at = models.DateTimeField()
+    chain = models.TextField()
+    number = models.BigIntegerField()
+    digest = models.BinaryField()
+    signature = models.BinaryField()
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(fields=["chain", "number"], name="audit_auditcheckpoint_once_per_number"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.chain} {self.number} at {self.at:%Y-%m-%d %H:%M}"
 
 
 class RequestEvent(models.Model):

@@ -8,6 +8,7 @@ from django.db import connection
 from django.db.transaction import TransactionManagementError
 
 from audit.models import AuditEvent
+from audit.origins import origin
 
 
 def record(
@@ -24,7 +25,13 @@ def record(
     if not connection.in_atomic_block:
         raise TransactionManagementError(f"{action}: an audit event belongs in the transaction of its change")
     return AuditEvent.objects.create(
-        action=action, actor=actor, subject=subject, tenant_id=tenant_id, reason=reason, details=details
+        action=action,
+        actor=actor,
+        origin=origin.get(),
+        subject=subject,
+        tenant_id=tenant_id,
+        reason=reason,
+        details=details,
     )
 
 

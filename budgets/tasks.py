@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from celery import shared_task
 
-from audit import months
+from audit import checkpoints, months
 from budgets import alerts, closing, deliveries, ledger, rebuild, spool, sweeping, visitors
 
 
@@ -62,3 +62,9 @@ def forget_visitors() -> None:
 def make_months() -> None:
     """Make the partitions of the months to come; every hour."""
     months.ensure_ahead(ledger.BY_MONTH)
+
+
+@shared_task(ignore_result=True)
+def note_audit() -> None:
+    """Make checkpoints of the audit; every hour."""
+    checkpoints.make()

@@ -9,7 +9,9 @@ import os
 from typing import Any
 
 from celery import Celery
-from celery.signals import beat_init
+from celery.signals import beat_init, task_prerun
+
+from audit.origins import origin
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
@@ -24,6 +26,7 @@ EVERY = {
     "budgets.tasks.trim": 300.0,
     "budgets.tasks.forget_visitors": 3600.0,
     "budgets.tasks.make_months": 3600.0,
+    "budgets.tasks.note_audit": 3600.0,
 }
 
 app = Celery("tollgate")
@@ -53,3 +56,8 @@ app.conf.update(
 def _look_at_once(**_: Any) -> None:
     """What has to be seen to before an hour has passed."""
     app.send_task("budgets.tasks.make_months", expires=EVERY["budgets.tasks.make_months"])
+
+
+@task_prerun.connect
+def _say_where(task: Any, **_: Any) -> None:
+    origin.set(f"task {task.name}")
