@@ -1,10 +1,15 @@
 """Pages for people, and the API to manage with. The doors for programs are in ``proxy.urls``."""
 
+from allauth.account.decorators import secure_admin_login
 from django.contrib import admin
 from django.urls import include, path
+
+# People of both doors sign in at one place.
+admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign, no-untyped-call]
 
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("manage/v1/", include("budgets.urls")),
+    path("account/", include("allauth.urls")),
     path("portal/", include("tenants.portal")),
 ]

@@ -63,7 +63,17 @@ class TenantAdmin(admin.ModelAdmin):
     """Tenants are suspended, not deleted: the books name them."""
 
     form = TenantForm
-    fields = ["slug", "name", "state", "time_zone", "week_start", "may_call", "listed", "created_at"]
+    fields = [
+        "slug",
+        "name",
+        "state",
+        "time_zone",
+        "week_start",
+        "may_call",
+        "listed",
+        "needs_second_factor",
+        "created_at",
+    ]
     readonly_fields = ["state", "created_at"]
     list_display = ["slug", "name", "state", "time_zone", "allow_all_models", "created_at"]
     list_filter = ["state", "allow_all_models"]

@@ -12,8 +12,6 @@ from django.utils.timezone import now
 from tenants.ids import new_id
 
 SLUG = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?\Z"
-# The portal has pages of its own where those of tenants are.
-TAKEN_SLUGS = frozenset({"sign-in", "sign-out"})
 
 
 def validate_time_zone(name: str) -> None:
@@ -81,6 +79,9 @@ class Tenant(models.Model):
     allow_all_models = models.BooleanField(
         default=False, help_text="Keys that say nothing themselves may call every installed model."
     )
+    needs_second_factor = models.BooleanField(
+        default=False, db_default=False, help_text="Its people have to have a second factor to see its pages."
+    )
     created_at = models.DateTimeField(default=now, editable=False)
     # The last field, because from here on the name is no longer Django's module.
     models = ArrayField(
@@ -111,10 +112,6 @@ class Tenant(models.Model):
 
     def __str__(self) -> str:
         return self.slug
-
-    def clean(self) -> None:
-        if self.slug in TAKEN_SLUGS:
-            raise ValidationError({"slug": "The portal has a page of this name."})
 
 
 class CalendarChange(models.Model):

@@ -1,4 +1,4 @@
-"""The portal's frame: signing in and out, one's tenants, and what the pages of a tenant start from."""
+"""The portal's frame: one's tenants, and what the pages of a tenant start from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from functools import wraps
 from typing import Any, Concatenate
 
 from django.contrib.auth.decorators import login_required
-from django.contrib.auth.views import LoginView, LogoutView
 from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
@@ -62,7 +61,5 @@ def tenant(request: HttpRequest, access: Access) -> HttpResponse:
 
 urlpatterns = [
     path("", tenants, name="portal"),
-    path("sign-in/", LoginView.as_view(template_name="portal/sign_in.html"), name="sign-in"),
-    path("sign-out/", LogoutView.as_view(next_page="sign-in"), name="sign-out"),
     path("<slug:slug>/", tenant, name="portal-tenant"),
 ]

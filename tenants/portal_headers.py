@@ -5,24 +5,28 @@ from __future__ import annotations
 from django.http import HttpRequest, HttpResponseBase
 from django.utils.deprecation import MiddlewareMixin
 
+# Nothing from elsewhere, nothing inline, in nobody's frame.
+POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'"
+)
 HEADERS = {
-    # No script at all, nothing from elsewhere, nothing inline, in nobody's frame.
-    "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
-        "frame-ancestors 'none'; base-uri 'none'"
-    ),
     "X-Content-Type-Options": "nosniff",
     # Not ``no-referrer``: with it browsers keep from us where a form comes from, and none would be taken.
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+# By the beginning of the path. Passkeys need a script; the portal has none.
+POLICIES = {"/portal/": POLICY, "/account/": f"script-src 'self'; {POLICY}"}
 
 
 class PortalHeaders(MiddlewareMixin):
-    """Puts the headers on whatever is answered under ``/portal/``."""
+    """Puts the headers on whatever is answered under ``/portal/`` and ``/account/``."""
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
-        if request.path_info.startswith("/portal/"):
-            for name, value in HEADERS.items():
-                response.headers[name] = value
+        for beginning, policy in POLICIES.items():
+            if request.path_info.startswith(beginning):
+                response.headers["Content-Security-Policy"] = policy
+                for name, value in HEADERS.items():
+                    response.headers[name] = value
         return response

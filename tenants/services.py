@@ -19,6 +19,7 @@ def create_tenant(
     week_start: int = 1,
     allow_all_models: bool = False,
     models: list[str] | None = None,
+    needs_second_factor: bool = False,
 ) -> Tenant:
     """Create a tenant; raises ``ValidationError`` for values it cannot have, such as a slug in use."""
     tenant = Tenant(
@@ -26,6 +27,7 @@ def create_tenant(
         name=name,
         time_zone=time_zone,
         week_start=week_start,
+        needs_second_factor=needs_second_factor,
         allow_all_models=allow_all_models,
         models=models,
     )

@@ -169,7 +169,7 @@ def _remove_alias(row: Row, actor: str) -> object:
 
 # Tenants, teams and keys
 
-TENANT_FIELDS = ("name", "time_zone", "week_start", "allow_all_models", "models")
+TENANT_FIELDS = ("name", "time_zone", "week_start", "allow_all_models", "models", "needs_second_factor")
 
 
 def _tenants() -> Iterator[Row]:
@@ -371,6 +371,7 @@ KINDS = {
                     "week_start": (NUMBER, 1),
                     "allow_all_models": (YES_OR_NO, False),
                     "models": (MAYBE_LIST, None),
+                    "needs_second_factor": (YES_OR_NO, False),
                     "suspended": (YES_OR_NO, False),
                 },
             ),
