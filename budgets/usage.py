@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
@@ -103,6 +104,22 @@ def by_part(selection: Selection, part: str) -> list[dict[str, Any]]:
         | {figure: int(row[f"sum_{figure}"] or 0) for figure in FIGURES}
         for row in rows
     ]
+
+
+def estimated_share(figures: Mapping[str, Any]) -> int:
+    """How much of the tokens of a sum is estimated, in per mille, rounded up: 0 means none.
+
+    A sum that adjustments or corrections made odd is told as 0 to 1000 all the same.
+    """
+    tokens, estimated = figures["input_tokens"] + figures["output_tokens"], figures["estimated_tokens"]
+    if estimated <= 0:
+        return 0
+    return 1000 if estimated >= tokens else -(-estimated * 1000 // tokens)
+
+
+def in_percent(per_mille: int) -> str:
+    """Per mille as people read it, such as ``12.5 %``."""
+    return f"{per_mille // 10}.{per_mille % 10} %"
 
 
 def _text(value: object) -> str:

@@ -7,6 +7,8 @@ from budgets import usage
 from budgets.commands import key_of
 from tenants.commands import moment, tenant_called
 
+SHARE = "estimated"
+
 
 class Command(BaseCommand):
     help = "Show what the ledger says a tenant, or one of its keys, has used."
@@ -41,14 +43,19 @@ class Command(BaseCommand):
                 "since": since and since.isoformat(),
                 "until": until and until.isoformat(),
                 "by": options["by"],
-                "rows": rows,
-                "total": total,
+                "rows": [row | _share(row) for row in rows],
+                "total": total | _share(total),
             }
             self.stdout.write(json.dumps(described))
             return
         names = [str(row[options["by"]]) or "-" for row in rows] + ["total"]
         width = max(map(len, [*names, options["by"] or ""]))
-        self.stdout.write("  ".join([(options["by"] or "").ljust(width), *usage.FIGURES]))
+        self.stdout.write("  ".join([(options["by"] or "").ljust(width), *usage.FIGURES, SHARE]))
         for name, row in zip(names, [*rows, total], strict=True):
             figures = [str(row[figure]).rjust(len(figure)) for figure in usage.FIGURES]
-            self.stdout.write("  ".join([name.ljust(width), *figures]))
+            share = usage.in_percent(usage.estimated_share(row)).rjust(len(SHARE))
+            self.stdout.write("  ".join([name.ljust(width), *figures, share]))
+
+
+def _share(row: dict[str, Any]) -> dict[str, int]:
+    return {"estimated_share_per_mille": usage.estimated_share(row)}
