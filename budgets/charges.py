@@ -9,14 +9,20 @@ from budgets.pricing import MILLIONTHS_PER_GPU_MS, PER_MILLION, PinnedPrice
 # More than any context; with the largest price it keeps every product of a script below 2^53.
 LARGEST_TOKENS = 2**22
 
+# What estimated a call of which all that is known is what was held for it.
+BOUND = "bound"
+
 
 # Made for every call, several of them: a named tuple takes a third of the time of a frozen dataclass.
 class Usage(NamedTuple):
-    """What a call used. ``exact`` when Ollama counted it, else counted or bounded by us.
+    """What a call used.
 
-    Cached tokens are part of the input, thinking tokens of the output.
-    Durations are Ollama's own nanoseconds, None where it told none. ``wall_ms``
-    is how long the upstream had the call, which bounds the time it worked on it.
+    ``estimator`` is empty when Ollama counted all of it, else the name of what
+    made up for that (``budgets.estimators``), or ``BOUND``. Cached tokens are
+    part of the input, thinking tokens of the output. Durations are Ollama's own
+    nanoseconds, None where it told none. ``wall_ms`` is how long the upstream had
+    the call, which bounds the time it worked on it. Bytes are those of the text
+    of prompt and answer, None where they are not known.
     """
 
     input_tokens: int
@@ -26,8 +32,14 @@ class Usage(NamedTuple):
     load_ns: int | None
     prompt_ns: int | None
     output_ns: int | None
-    exact: bool
+    estimator: str
     wall_ms: int = 0
+    input_bytes: int | None = None
+    output_bytes: int | None = None
+
+    @property
+    def exact(self) -> bool:
+        return not self.estimator
 
     @property
     def gpu_ms(self) -> int:
@@ -37,7 +49,7 @@ class Usage(NamedTuple):
         return -(-((self.prompt_ns or 0) + (self.output_ns or 0)) // 1_000_000)
 
 
-NOTHING = Usage(0, 0, 0, 0, None, None, None, exact=True)
+NOTHING = Usage(0, 0, 0, 0, None, None, None, "")
 
 
 class Charge(NamedTuple):
@@ -116,7 +128,7 @@ def used(unit: str, usage: Usage, price: PinnedPrice | None, *, worked: bool) ->
 
 
 def within(usage: Usage, input_bound: int, output_cap: int, gpu_cap_ms: int | None) -> Usage:
-    """``usage`` moved into what was held for the call; no longer exact if it had to be moved.
+    """``usage`` moved into what was held for the call; ``BOUND`` if it was exact and had to be moved.
 
     An upstream may report anything; what it reports never makes a call cost
     more than its hold. Durations that add up to more than the GPU time held are
@@ -132,12 +144,14 @@ def within(usage: Usage, input_bound: int, output_cap: int, gpu_cap_ms: int | No
         load_ns=_nanoseconds(usage.load_ns),
         prompt_ns=_nanoseconds(usage.prompt_ns),
         output_ns=_nanoseconds(usage.output_ns),
-        exact=usage.exact,
+        estimator=usage.estimator,
         wall_ms=usage.wall_ms,
+        input_bytes=usage.input_bytes,
+        output_bytes=usage.output_bytes,
     )
     if gpu_cap_ms is not None and inside.gpu_ms > gpu_cap_ms:
         inside = inside._replace(prompt_ns=None, output_ns=None, wall_ms=gpu_cap_ms)
-    return usage if inside == usage else inside._replace(exact=False)
+    return usage if inside == usage else inside._replace(estimator=usage.estimator or BOUND)
 
 
 def _nanoseconds(duration: int | None) -> int | None:

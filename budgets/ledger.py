@@ -27,7 +27,9 @@ from redis.exceptions import ResponseError
 
 from audit import months
 from audit.models import RequestEvent
+from budgets import learning
 from budgets.counters import ACKNOWLEDGE, DRAINED, REFUSALS, SETTLED, USAGE, Counter, redis_in_bytes, run_now
+from budgets.estimators import DEFAULT
 from budgets.models import LedgerEntry, ParkedRecord
 from budgets.periods import Days
 from budgets.pricing import PinnedPrice
@@ -301,12 +303,12 @@ def _record(fields: Fields | None) -> Record:
         first_byte_at=_instant_or_none(end["first_byte_ms"]),
         ended_at=ended_at,
         **{name: end[name] for name in (*SUMS, *DURATIONS)},
-        # A record of an earlier release tells neither bytes nor estimator.
+        # A record of an earlier release tells neither bytes nor estimator, of which it had one.
         input_bytes=end.get("input_bytes"),
         output_bytes=end.get("output_bytes"),
         **_pinned(call["price"]),
         exact=end["exact"],
-        estimator=end.get("estimator", ""),
+        estimator=end.get("estimator", "" if end["exact"] else DEFAULT.name),
         late=kind == "late",
         on_credit=call.get("on_credit", False),
         outcome=end["outcome"],
@@ -384,6 +386,8 @@ def _write(records: list[Record]) -> list[Record]:
     if new:
         _add_to_rollups(new)
         _add_to_periods(new)
+        samples = learning.samples_of(record.row for record in new)
+        _add("budgets_estimatesample", samples, learning.KEY, learning.SUMS, ())
         calls = [record for record in new if record.row.kind == LedgerEntry.Kind.USAGE]
         _count_refusals(refused for record in calls for refused in record.refused_by)
         RequestEvent.objects.bulk_create([_event_of(record) for record in calls], ignore_conflicts=True)

@@ -16,7 +16,7 @@ from uuid import UUID
 import orjson
 from django.conf import settings
 
-from budgets.charges import Usage
+from budgets.charges import BOUND, Usage
 from budgets.counters import HOLDS, Counter, hold_key, redis_in_bytes
 from budgets.models import SpooledSettlement
 from budgets.pricing import PinnedPrice
@@ -75,7 +75,7 @@ def _orphan(request_id: str, hold: dict[bytes, bytes], deadline_ms: int) -> Sett
     output = int(hold[b"output"])
     # The hold was last prolonged one lease before it ran out.
     told_ms = max(0, deadline_ms - settings.LEASE_SECONDS * 1000 - int(hold[b"admitted"]))
-    usage = Usage(call["input_bound"], 0, output, 0, None, None, None, exact=False, wall_ms=told_ms)
+    usage = Usage(call["input_bound"], 0, output, 0, None, None, None, BOUND, told_ms)
     return settlement(
         request_id=request_id,
         mode="sweep",

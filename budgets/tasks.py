@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from celery import shared_task
+from django.utils.timezone import now
 
 from audit import checkpoints, months
-from budgets import alerts, closing, deliveries, ledger, rebuild, spool, sweeping, visitors
+from budgets import alerts, closing, deliveries, learning, ledger, rebuild, spool, sweeping, visitors
 
 
 @shared_task(ignore_result=True)
@@ -43,6 +44,12 @@ def deliver() -> None:
 def trim() -> None:
     """Forget old records that the ledger has; every few minutes."""
     ledger.trim()
+
+
+@shared_task(ignore_result=True)
+def publish_estimators() -> None:
+    """Publish what was learned of how many bytes make a token; every few minutes."""
+    learning.publish(now())
 
 
 @shared_task(ignore_result=True)

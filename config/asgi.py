@@ -15,6 +15,7 @@ site = get_asgi_application()
 # These need the applications that the line above has loaded.
 from budgets import refusals, spool  # noqa: E402
 from budgets.epochs import expected  # noqa: E402
+from budgets.estimators import estimators  # noqa: E402
 from config import health  # noqa: E402
 from config.background import background  # noqa: E402
 from proxy import running, upstream  # noqa: E402
@@ -29,6 +30,7 @@ background.add("running calls", running.watch)
 background.add("spool", spool.keep_replaying)
 background.add("epoch", expected.keep_vouching)
 background.add("clock", clock.keep_looking)
+background.add("estimators", estimators.keep_fresh)
 background.add_last("settlements", running.all_settled)
 background.add_last("refusals", refusals.notes.flush)
 background.add_last("connections to upstreams", upstream.close)

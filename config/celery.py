@@ -24,6 +24,7 @@ EVERY = {
     "budgets.tasks.deliver": 5.0,
     "budgets.tasks.close_periods": 60.0,
     "budgets.tasks.trim": 300.0,
+    "budgets.tasks.publish_estimators": 300.0,
     "budgets.tasks.forget_visitors": 3600.0,
     "budgets.tasks.make_months": 3600.0,
     "budgets.tasks.note_audit": 3600.0,

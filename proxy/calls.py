@@ -7,14 +7,13 @@ not reach a model.
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
-BYTES_PER_TOKEN = 4
+from budgets.estimators import DEFAULT, Estimator
 
 
 class Dialect(enum.Enum):
@@ -149,8 +148,8 @@ class Call:
 
     ``input_bytes`` bounds the tokens that the prompt can become: its UTF-8
     bytes, plus one for each of ``context_ids`` (ids of tokens, sent as such),
-    plus a constant for each of ``images``. What a template puts around each of
-    ``messages`` comes on top. ``output_wish`` is the number of tokens that the
+    plus ``media_bytes``, which bound what ``images`` become. What a template puts
+    around each of ``messages`` comes on top. ``output_wish`` is the number of tokens that the
     client asked for at most, None when it set no limit.
 
     ``asked`` are the options that the client wants the model loaded with, and
@@ -172,16 +171,22 @@ class Call:
     output_wish: int | None
     shows_usage: bool
     context_ids: int = 0
+    media_bytes: int = 0
     loads: bool = False
     asked: dict[str, float] = field(default_factory=dict)
     clamped: dict[str, int | bool | None] = field(default_factory=dict)
     num_ctx: int | None = None
 
     @property
-    def input_estimate(self) -> int:
+    def text_bytes(self) -> int | None:
+        """UTF-8 bytes of a prompt that is text and nothing else; None for one that is more."""
+        return None if self.context_ids or self.media_bytes else self.input_bytes
+
+    def input_estimate(self, estimator: Estimator) -> int:
         """How many tokens the prompt probably is, for want of a count; at least one."""
-        written = self.input_bytes - self.context_ids
-        return max(1, math.ceil(written / BYTES_PER_TOKEN) + self.context_ids)
+        text = self.input_bytes - self.context_ids - self.media_bytes
+        media = DEFAULT.prompt_tokens(self.media_bytes)
+        return max(1, estimator.prompt_tokens(text) + media + self.context_ids)
 
     def upstream_body(self, model: str, output_cap: int) -> bytes:
         """The body to send: built anew, with the model as it is installed and our own cap.

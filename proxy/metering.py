@@ -14,13 +14,13 @@ and the OpenAI and Anthropic references (``usage`` of a chunk, of
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, TypeGuard
 
 import orjson
 
 from budgets.charges import Usage
-from proxy.calls import BYTES_PER_TOKEN, Call, Framing, Route
+from budgets.estimators import Estimator
+from proxy.calls import Call, Framing, Route
 from proxy.exceptions import OutputCapPassed, UpstreamFailed
 
 # A frame longer than this may carry many tokens at once, so its text is measured.
@@ -31,11 +31,15 @@ _NO_USAGE_YET = b',"usage":{"prompt_tokens":0,"completion_tokens":0,"total_token
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Counters:
-    """What upstream itself says a call has used: tokens, and nanoseconds."""
+    """What upstream itself says a call has used: tokens, and nanoseconds.
+
+    Nothing is checked yet. ``total_tokens`` is used where one of its parts is missing.
+    """
 
     input_tokens: int | None
     output_tokens: int | None
     cached_tokens: int = 0
+    total_tokens: int | None = None
     load_ns: int | None = None
     prompt_ns: int | None = None
     output_ns: int | None = None
@@ -46,16 +50,22 @@ class Meter:
 
     ``pieces`` is the number of frames with text that went by, each of them one
     token or more. ``ended`` is true once the dialect's own end mark was seen.
+    ``output_bytes`` are those of the text of the answer, where its last frame
+    brings all of it once more.
     """
 
-    __slots__ = ("_cap", "_estimate", "_shows_usage", "counters", "ended", "pieces")
+    __slots__ = (
+        "_cap", "_estimate", "_estimator", "_shows_usage", "counters", "ended", "output_bytes", "pieces",
+    )  # fmt: skip
 
-    def __init__(self, *, cap: int, shows_usage: bool) -> None:
+    def __init__(self, estimator: Estimator, *, cap: int, shows_usage: bool) -> None:
+        self._estimator = estimator
         self._cap = cap
         self._shows_usage = shows_usage
         self._estimate = 0
         self.pieces = 0
         self.counters: Counters | None = None
+        self.output_bytes: int | None = None
         self.ended = False
 
     def take(self, frame: bytes) -> bytes:
@@ -70,8 +80,12 @@ class Meter:
             if self.pieces >= self._cap:
                 raise OutputCapPassed
             self.pieces += 1
-            self._estimate += 1 if len(frame) < LONG_FRAME_BYTES else max(1, _tokens_in(frame))
+            self._estimate += 1 if len(frame) < LONG_FRAME_BYTES else max(1, self._tokens_of(frame))
         return passed
+
+    def _tokens_of(self, frame: bytes) -> int:
+        parsed = _object(frame) if frame.startswith(b"{") else _event(frame)
+        return self._estimator.answer_tokens(text_in(parsed))
 
     def _read(self, frame: bytes) -> bytes:
         raise NotImplementedError
@@ -98,6 +112,9 @@ class NativeMeter(Meter):
             if answer.get("done") is True:
                 self.ended = True
                 self.counters = native_counters(answer)
+                if self.counters is None or not self.counters.output_tokens:
+                    # An answer may be this one line, and its text counts then as any other.
+                    self._estimate += self._estimator.answer_tokens(text_in(answer))
         elif b'"error":' in frame and _object(frame).get("error") is not None:
             raise UpstreamFailed("upstream reported an error in the middle of its answer")
         return frame
@@ -151,10 +168,12 @@ class ResponsesMeter(Meter):
 
     def _read(self, frame: bytes) -> bytes:
         if frame.startswith((b"event: response.completed", b"event: response.incomplete")):
-            usage = _event(frame).get("response", {}).get("usage")
+            response = _event(frame).get("response")
             self.ended = True
-            if isinstance(usage, dict):
-                self.counters = openai_counters(usage)
+            if isinstance(response, dict):
+                self.output_bytes = text_in(response)
+                if isinstance(usage := response.get("usage"), dict):
+                    self.counters = openai_counters(usage)
         elif frame.startswith((b"event: response.failed", b"event: error")):
             raise UpstreamFailed("upstream gave up in the middle of its answer")
         return frame
@@ -193,9 +212,9 @@ _METERS: dict[str, type[Meter]] = {
 }
 
 
-def meter_for(route: Route, *, cap: int, shows_usage: bool) -> Meter:
+def meter_for(route: Route, estimator: Estimator, *, cap: int, shows_usage: bool) -> Meter:
     """A fresh meter for a streamed answer of ``route``."""
-    return _METERS[route.upstream_path](cap=cap, shows_usage=shows_usage)
+    return _METERS[route.upstream_path](estimator, cap=cap, shows_usage=shows_usage)
 
 
 def frame_end(framing: Framing) -> bytes:
@@ -213,9 +232,8 @@ def counters_in(answer: dict[str, Any]) -> Counters | None:
     usage = answer.get("usage")
     if isinstance(usage, dict):
         counted = openai_counters(usage)
-        if counted.output_tokens is None:
-            counted = dataclasses.replace(counted, output_tokens=0)
-        return counted if counted.input_tokens or counted.output_tokens else None
+        told = counted.input_tokens or counted.output_tokens or counted.total_tokens
+        return counted if told else None
     if "embeddings" in answer:
         return _embedding_counters(answer)
     return native_counters(answer)
@@ -226,7 +244,8 @@ def _embedding_counters(answer: dict[str, Any]) -> Counters:
     total_ns, load_ns = answer.get("total_duration"), answer.get("load_duration", 0)
     timed = _is_count(total_ns) and _is_count(load_ns) and total_ns >= load_ns
     return Counters(
-        input_tokens=answer.get("prompt_eval_count", 0 if not answer["embeddings"] else None),
+        # A vector was made of something.
+        input_tokens=answer.get("prompt_eval_count") or (None if answer["embeddings"] else 0),
         output_tokens=0,
         load_ns=load_ns or None,
         prompt_ns=total_ns - load_ns if timed else None,
@@ -259,44 +278,68 @@ def openai_counters(usage: dict[str, Any]) -> Counters:
     Anthropic's three input fields do not overlap, so they are added up; in
     OpenAI's, the cached tokens are a part of the prompt's.
     """
-    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
     cached = details.get("cached_tokens", 0) if isinstance(details, dict) else 0
     input_tokens = usage.get("prompt_tokens", usage.get("input_tokens"))
     for apart in ("cache_read_input_tokens", "cache_creation_input_tokens"):
         extra = usage.get(apart)
-        if isinstance(extra, int) and isinstance(input_tokens, int):
+        if extra and _is_count(extra) and _is_count(input_tokens):
             input_tokens += extra
-            cached += extra if apart == "cache_read_input_tokens" else 0
+            if apart == "cache_read_input_tokens":
+                cached = extra
     return Counters(
-        input_tokens, usage.get("completion_tokens", usage.get("output_tokens")), cached_tokens=cached
+        input_tokens,
+        usage.get("completion_tokens", usage.get("output_tokens")),
+        cached_tokens=cached,
+        total_tokens=usage.get("total_tokens"),
     )
 
 
-def usage_of(call: Call, counters: Counters | None, output_estimate: int, wall_ms: int) -> Usage:
+_NOT_COUNTED = Counters(None, None)
+
+
+def usage_of(
+    call: Call,
+    counters: Counters | None,
+    output_estimate: int,
+    wall_ms: int,
+    estimator: Estimator,
+    output_bytes: int | None = None,
+) -> Usage:
     """What a call has used: upstream's counts, and an estimate for what it did not count.
 
-    ``wall_ms`` is how long upstream had the call.
-    A negative number, or something that is no number, is no count. That nothing
+    ``wall_ms`` is how long upstream had the call, ``output_bytes`` the text of its
+    answer where that is known. A negative number, or something that is no number,
+    is no count. A part that is missing is what the total leaves for it, if there
+    is a total; that of vectors, which have no output, is all prompt. That nothing
     is charged beyond the hold is seen to where the call is settled.
     """
-    counted = counters or Counters(None, None)
-    input_tokens, output_tokens = counted.input_tokens, counted.output_tokens
+    counted = counters or _NOT_COUNTED
+    input_tokens, output_tokens, total = counted.input_tokens, counted.output_tokens, counted.total_tokens
+    if _is_count(total) and _is_count(input_tokens) and input_tokens and not _is_count(output_tokens):
+        output_tokens = max(0, total - input_tokens)
     if not output_tokens:
         # Upstream leaves out a zero. It is none, though, where something went by.
         output_tokens = None if output_estimate or counters is None else 0
-    if not input_tokens and output_tokens != 0:
+    if not input_tokens and (output_tokens != 0 or total):
         # What has an answer had a prompt, which some versions do not count when it was cached.
         input_tokens = None
+    output = output_tokens if _is_count(output_tokens) else output_estimate
+    if not _is_count(input_tokens) and _is_count(total) and total > output:
+        input_tokens = total - output
+    exact = _is_count(input_tokens) and _is_count(output_tokens)
     return Usage(
-        input_tokens=input_tokens if _is_count(input_tokens) else call.input_estimate,
+        input_tokens=input_tokens if _is_count(input_tokens) else call.input_estimate(estimator),
         cached_tokens=counted.cached_tokens if _is_count(counted.cached_tokens) else 0,
-        output_tokens=output_tokens if _is_count(output_tokens) else output_estimate,
+        output_tokens=output,
         thinking_tokens=0,
         load_ns=counted.load_ns if _is_count(counted.load_ns) else None,
         prompt_ns=counted.prompt_ns if _is_count(counted.prompt_ns) else None,
         output_ns=counted.output_ns if _is_count(counted.output_ns) else None,
-        exact=_is_count(input_tokens) and _is_count(output_tokens),
+        estimator="" if exact else estimator.name,
         wall_ms=wall_ms,
+        input_bytes=call.text_bytes,
+        output_bytes=output_bytes or None,
     )
 
 
@@ -330,7 +373,7 @@ def text_in(value: Any) -> int:
     for name, item in value.items():
         if name in _TEXT and isinstance(item, str):
             size += len(item.encode())
-        elif name == "arguments":
+        elif name in _WRITTEN:
             size += len(item.encode() if isinstance(item, str) else orjson.dumps(item))
         elif name in _NESTED:
             size += text_in(item)
@@ -338,9 +381,6 @@ def text_in(value: Any) -> int:
 
 
 _TEXT = frozenset({"content", "response", "thinking", "reasoning", "text", "delta", "partial_json"})
-_NESTED = frozenset({"message", "choices", "delta", "tool_calls", "function", "output", "content"})
-
-
-def _tokens_in(frame: bytes) -> int:
-    parsed = _object(frame) if frame.startswith(b"{") else _event(frame)
-    return math.ceil(text_in(parsed) / BYTES_PER_TOKEN)
+_NESTED = frozenset({"message", "choices", "delta", "tool_calls", "function", "output", "content", "summary"})
+# What a model writes to a tool: JSON, as text or as it stands.
+_WRITTEN = frozenset({"arguments", "input"})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -14,7 +13,6 @@ import orjson
 
 from budgets.exceptions import CallStopped
 from proxy import upstream
-from proxy.calls import BYTES_PER_TOKEN
 from proxy.errors import code_of, last_frame
 from proxy.exceptions import GpuTimeOver, OutputCapPassed, UpstreamFailed
 from proxy.framing import Frames
@@ -140,7 +138,9 @@ class Stream:
         if self._settling is None:
             meter = self._meter
             self._settling = keep(
-                self._running.end(outcome, 200, meter.counters, meter.output_estimate, refusal)
+                self._running.end(
+                    outcome, 200, meter.counters, meter.output_estimate, refusal, meter.output_bytes
+                )
             )
         return self._settling
 
@@ -159,8 +159,9 @@ async def whole_answer(running: RunningCall, response: httpx.Response) -> bytes:
         raise running.stopped_by or refusal from refusal
     finally:
         await close_quietly(response)
-    estimate = math.ceil(text_in(answer) / BYTES_PER_TOKEN)
-    await running.end("completed", 200, counters_in(answer), estimate)
+    size = text_in(answer)
+    estimate = running.estimator.answer_tokens(size)
+    await running.end("completed", 200, counters_in(answer), estimate, output_bytes=size)
     return body
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from budgets.estimators import Estimator
 from budgets.exceptions import HoldLost
 from budgets.heartbeats import Heartbeats, Progress
 from budgets.reservations import finish, release, settle
@@ -39,8 +40,9 @@ _kept: set[asyncio.Task[None]] = set()
 class RunningCall:
     """One admitted call, from its reservation to its settlement."""
 
-    def __init__(self, call: Call, admission: Admission, meter: Meter | None) -> None:
+    def __init__(self, call: Call, admission: Admission, meter: Meter | None, estimator: Estimator) -> None:
         self.call = call
+        self.estimator = estimator
         self.reservation = admission.reservation
         self.target = admission.target
         self.meter = meter
@@ -122,14 +124,17 @@ class RunningCall:
         counters: Counters | None,
         output_estimate: int,
         refusal: str = "",
+        output_bytes: int | None = None,
     ) -> None:
         """Settle the call with what it used; a call that has ended stays as it is.
 
-        ``refusal`` is the code of what the client was told, if that was trouble.
+        ``refusal`` is the code of what the client was told, if that was trouble;
+        ``output_bytes`` the text of the answer, where that is known.
         A cancellation comes out of here and does not keep the call from being settled.
         """
         if self._leave():
-            usage = usage_of(self.call, counters, output_estimate, self.reservation.elapsed_ms())
+            wall_ms = self.reservation.elapsed_ms()
+            usage = usage_of(self.call, counters, output_estimate, wall_ms, self.estimator, output_bytes)
             await settle(self.reservation, usage, outcome, self._moments(), status, refusal)
 
     async def give_back(self, outcome: str, status: int, refusal: str) -> None:

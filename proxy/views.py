@@ -16,6 +16,7 @@ import orjson
 from django.http import HttpRequest
 
 from budgets import quotas
+from budgets.estimators import estimators
 from budgets.exceptions import CallStopped
 from budgets.reservations import Standing
 from proxy import human_checks, upstream
@@ -85,8 +86,10 @@ async def infer(
     call, cap = admission.call, admission.reservation.output_cap
     # Loading a model is answered by one object, even where a stream was asked for.
     streams = call.stream and not call.loads
-    meter = meter_for(route, cap=cap, shows_usage=call.shows_usage) if streams else None
-    running = RunningCall(call, admission, meter)
+    # One and the same for all of the call, whatever is published while it runs.
+    estimator = estimators.of(admission.target.model.name)
+    meter = meter_for(route, estimator, cap=cap, shows_usage=call.shows_usage) if streams else None
+    running = RunningCall(call, admission, meter, estimator)
     try:
         body = call.upstream_body(admission.target.model.spelling, cap)
         response = await running.answered(
@@ -187,11 +190,11 @@ async def model(request: HttpRequest, request_id: UUID, name: str) -> Reply:
 
 @door
 async def count_tokens(request: HttpRequest, request_id: UUID) -> Reply:
-    """POST /v1/messages/count_tokens: an estimate of ours; nothing is sent upstream."""
+    """POST /v1/messages/count_tokens: an estimate, as only the model could tell and Ollama cannot ask it."""
     onlooker = await recognise(request.headers, request.META)
-    counted = anthropic.parse_count(request.body)
-    onlooker.find(counted.model)
-    return _json({"input_tokens": counted.input_tokens}, onlooker.standing, Dialect.ANTHROPIC)
+    call = anthropic.parse_count(request.body)
+    estimator = estimators.of(onlooker.find(call.model).model.name)
+    return _json({"input_tokens": call.input_estimate(estimator)}, onlooker.standing, Dialect.ANTHROPIC)
 
 
 @door

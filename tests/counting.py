@@ -156,7 +156,7 @@ def some_usage(input_tokens: int = 7, output_tokens: int = 20, **changes: Any) -
         "load_ns": 1_000_000,
         "prompt_ns": 2_000_000,
         "output_ns": 3_500_000,
-        "exact": True,
+        "estimator": "",
     }
     return Usage(**(fields | changes))
 

@@ -12,12 +12,12 @@ from django.conf import settings as django_settings
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from budgets.charges import LARGEST_TOKENS, Usage, charge, used, within
+from budgets.charges import BOUND, LARGEST_TOKENS, Usage, charge, used, within
 from budgets.exceptions import BudgetExhausted
 from budgets.models import LARGEST_GPU_PRICE, LARGEST_PRICE, Unit
 from budgets.pricing import PinnedPrice
 from budgets.reservations import LEAST_GPU_MS, reserve
-from tests.counting import MODEL, a_budget, a_demand, ada, empty_redis, figures
+from tests.counting import MODEL, a_budget, a_demand, ada, empty_redis, figures, some_usage
 
 TOKENS = st.integers(0, LARGEST_TOKENS)
 MONEY = st.integers(0, LARGEST_PRICE)
@@ -73,7 +73,7 @@ def test_a_token_that_costs_next_to_nothing_costs_a_micro_dollar() -> None:
         load_ns=st.none() | st.integers(-(2**63), 2**63),
         prompt_ns=st.none() | st.integers(-(2**63), 2**63),
         output_ns=st.none() | st.integers(-(2**63), 2**63),
-        exact=st.booleans(),
+        estimator=st.sampled_from(["", "default", "learned:3"]),
         wall_ms=st.integers(0, 2**60),
     ),
 )
@@ -88,14 +88,15 @@ def test_whatever_an_upstream_reports_costs_no_more_than_was_held(
 
     most = charge(unit, input_bound, pinned).amount(output_cap, gpu_cap_ms)
     assert 0 <= used(unit, spent, pinned, worked=True) <= most
-    assert spent.exact == (reported.exact and spent == reported)
+    moved = "" if spent == reported else BOUND
+    assert spent.estimator == (reported.estimator or moved)
     assert spent.cached_tokens <= spent.input_tokens
     assert spent.thinking_tokens <= spent.output_tokens
 
 
 @pytest.mark.parametrize("unit", Unit.values)
 def test_a_call_nobody_worked_on_costs_nothing(unit: str) -> None:
-    usage = Usage(5, 0, 5, 0, None, None, None, exact=True)
+    usage = some_usage(5, 5)
 
     assert used(unit, usage, price(10**6, 10**6), worked=False) == 0
 

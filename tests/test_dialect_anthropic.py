@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from budgets.estimators import DEFAULT
 from proxy.dialects import anthropic
 from proxy.dialects.prompt import IMAGE_TOKENS
 from proxy.exceptions import BadRequest
@@ -149,11 +150,11 @@ def test_a_count_needs_no_limit_and_takes_four_bytes_for_a_token():
     counted = count(system="x" * 396)
 
     assert counted.model == "tiny"
-    assert counted.input_tokens == (396 + len("userhi") + 3) // 4
+    assert counted.input_estimate(DEFAULT) == (396 + len("userhi") + 3) // 4
 
 
 def test_a_count_is_never_nothing():
-    assert count(messages=[{"role": "", "content": ""}]).input_tokens == 1
+    assert count(messages=[{"role": "", "content": ""}]).input_estimate(DEFAULT) == 1
 
 
 def test_a_count_refuses_what_a_request_refuses():

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from budgets.estimators import DEFAULT
 from proxy.calls import EMBEDDINGS, single_embedding
 from proxy.dialects import ollama
 from proxy.dialects.prompt import IMAGE_TOKENS, MAX_IMAGES, TOOL_MARKS
@@ -300,7 +301,8 @@ def test_everything_that_replaces_or_surrounds_the_prompt_counts():
 
     assert call.input_bytes == 2 + 2 + 3 + 3
     assert call.context_ids == 3
-    assert call.input_estimate == 2 + 3
+    assert call.input_estimate(DEFAULT) == 2 + 3
+    assert call.text_bytes is None
 
 
 @pytest.mark.parametrize(

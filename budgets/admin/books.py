@@ -24,7 +24,7 @@ class LedgerEntryAdmin(ReadOnlyAdmin):
     id_fields = ("request_id", "tenant_id", "key_id")
     list_display = [
         "ended_at", "kind", "tenant", "key", "model", "input_tokens", "output_tokens", "gpu_ms",
-        "cost_micro_usd", "exact", "outcome",
+        "cost_micro_usd", "exact", "estimator", "outcome",
     ]  # fmt: skip
     list_filter = ["kind", "exact", "late", "on_credit", "operation"]
     # Not "model__exact": Django takes that for the field ``exact``.

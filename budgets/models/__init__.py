@@ -10,6 +10,7 @@ from budgets.models.books import (
     SpooledSettlement,
     UsageRollup,
 )
+from budgets.models.estimates import Estimate, EstimateSample, Side
 from budgets.models.limits import (
     Budget,
     BudgetChange,
@@ -61,6 +62,8 @@ __all__ = [
     "BudgetRaise",
     "CounterEpoch",
     "Delivery",
+    "Estimate",
+    "EstimateSample",
     "Happening",
     "KillSwitch",
     "KillSwitchLift",
@@ -79,6 +82,7 @@ __all__ = [
     "RunningCall",
     "Scope",
     "ScopedRow",
+    "Side",
     "SpooledSettlement",
     "Unit",
     "UsageRollup",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from proxy.calls import V1_MESSAGES, Call
@@ -136,22 +135,9 @@ def parse(body: bytes) -> Call:
     return call
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """An answer to ``/v1/messages/count_tokens``, and the model that it is about."""
-
-    model: str
-    input_tokens: int
-
-
-def parse_count(body: bytes) -> Counted:
-    """Estimate the tokens of a ``POST /v1/messages/count_tokens``; raises ``BadRequest``.
-
-    Four bytes to a token: only the model itself could tell exactly, and Ollama
-    has no way to ask it.
-    """
-    call = _read(body)
-    return Counted(call.model, call.input_estimate)
+def parse_count(body: bytes) -> Call:
+    """Read ``POST /v1/messages/count_tokens``, of which nothing goes upstream; raises ``BadRequest``."""
+    return _read(body)
 
 
 def _read(body: bytes) -> Call:
@@ -177,6 +163,7 @@ def _read(body: bytes) -> Call:
         input_bytes=prompt.bytes,
         messages=prompt.messages,
         images=prompt.images,
+        media_bytes=prompt.media_bytes,
         output_wish=wish,
         shows_usage=True,
     )

@@ -246,6 +246,7 @@ def _generating(route: Route, kept: _Fields, prompt: Prompt, *, loads_model: boo
         input_bytes=prompt.bytes,
         messages=prompt.messages,
         images=prompt.images,
+        media_bytes=prompt.media_bytes,
         output_wish=wish,
         shows_usage=True,
         context_ids=prompt.context_ids,

@@ -219,6 +219,7 @@ def _generating(route: Route, kept: _Fields, prompt: Prompt, *, loads_model: boo
         input_bytes=prompt.bytes,
         messages=prompt.messages,
         images=prompt.images,
+        media_bytes=prompt.media_bytes,
         output_wish=min((limit for limit in limits if limit is not None), default=None),
         shows_usage=kept.pop("stream_options", {}).get("include_usage", False),
         loads=loads_model,

@@ -38,12 +38,13 @@ _PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|BM|RIFF....WEBP", re.DOTA
 class Prompt:
     """Adds up what goes into a prompt while a request is read."""
 
-    __slots__ = ("bytes", "context_ids", "images", "messages")
+    __slots__ = ("bytes", "context_ids", "images", "media_bytes", "messages")
 
     def __init__(self) -> None:
         self.bytes = 0
         self.messages = 0
         self.images = 0
+        self.media_bytes = 0
         self.context_ids = 0
 
     def text(self, value: str) -> None:
@@ -92,4 +93,6 @@ class Prompt:
         except (binascii.Error, ValueError):
             raise wrong(param, "an image in base64, without data: before it") from None
         size = 0 if _PICTURE.match(head) else len(encoded) * 3 // 4
-        self.bytes += max(IMAGE_TOKENS, size // AUDIO_BYTES_PER_TOKEN)
+        bound = max(IMAGE_TOKENS, size // AUDIO_BYTES_PER_TOKEN)
+        self.media_bytes += bound
+        self.bytes += bound

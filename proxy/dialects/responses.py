@@ -174,6 +174,7 @@ def parse(body: bytes) -> Call:
         input_bytes=prompt.bytes,
         messages=prompt.messages,
         images=prompt.images,
+        media_bytes=prompt.media_bytes,
         output_wish=wish,
         shows_usage=True,
     )
