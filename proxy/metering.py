@@ -309,29 +309,18 @@ def usage_of(
     """What a call has used: upstream's counts, and an estimate for what it did not count.
 
     ``wall_ms`` is how long upstream had the call, ``output_bytes`` the text of its
-    answer where that is known. A negative number, or something that is no number,
-    is no count. A part that is missing is what the total leaves for it, if there
-    is a total; that of vectors, which have no output, is all prompt. That nothing
-    is charged beyond the hold is seen to where the call is settled.
+    answer where that is known. That nothing is charged beyond the hold is seen to
+    where the call is settled.
     """
     counted = counters or _NOT_COUNTED
-    input_tokens, output_tokens, total = counted.input_tokens, counted.output_tokens, counted.total_tokens
-    if _is_count(total) and _is_count(input_tokens) and input_tokens and not _is_count(output_tokens):
-        output_tokens = max(0, total - input_tokens)
-    if not output_tokens:
-        # Upstream leaves out a zero. It is none, though, where something went by.
-        output_tokens = None if output_estimate or counters is None else 0
-    if not input_tokens and (output_tokens != 0 or total):
-        # What has an answer had a prompt, which some versions do not count when it was cached.
-        input_tokens = None
-    output = output_tokens if _is_count(output_tokens) else output_estimate
-    if not _is_count(input_tokens) and _is_count(total) and total > output:
-        input_tokens = total - output
-    exact = _is_count(input_tokens) and _is_count(output_tokens)
+    input_tokens, output_tokens = counted.input_tokens, counted.output_tokens
+    if not (_is_count(input_tokens) and _is_count(output_tokens) and input_tokens and output_tokens):
+        input_tokens, output_tokens = _parts(counters, output_estimate)
+    exact = input_tokens is not None and output_tokens is not None
     return Usage(
-        input_tokens=input_tokens if _is_count(input_tokens) else call.input_estimate(estimator),
+        input_tokens=call.input_estimate(estimator) if input_tokens is None else input_tokens,
         cached_tokens=counted.cached_tokens if _is_count(counted.cached_tokens) else 0,
-        output_tokens=output,
+        output_tokens=output_estimate if output_tokens is None else output_tokens,
         thinking_tokens=0,
         load_ns=counted.load_ns if _is_count(counted.load_ns) else None,
         prompt_ns=counted.prompt_ns if _is_count(counted.prompt_ns) else None,
@@ -340,6 +329,34 @@ def usage_of(
         wall_ms=wall_ms,
         input_bytes=call.text_bytes,
         output_bytes=output_bytes or None,
+    )
+
+
+def _parts(counters: Counters | None, output_estimate: int) -> tuple[int | None, int | None]:
+    """Input and output as far as upstream's counts tell; None for what has to be estimated.
+
+    A negative number, or something that is no number, is no count. A part that
+    is missing is what the total leaves for it, if there is a total; that of
+    vectors, which have no output, is all prompt.
+    """
+    if counters is None:
+        return None, None
+    input_tokens, output_tokens = counters.input_tokens, counters.output_tokens
+    total = counters.total_tokens if _is_count(counters.total_tokens) else 0
+    if total and input_tokens and _is_count(input_tokens) and not _is_count(output_tokens):
+        output_tokens = max(0, total - input_tokens)
+    if not output_tokens:
+        # Upstream leaves out a zero. It is none, though, where something went by.
+        output_tokens = None if output_estimate else 0
+    if not input_tokens and (output_tokens != 0 or counters.total_tokens):
+        # What has an answer had a prompt, which some versions do not count when it was cached.
+        input_tokens = None
+    output = output_tokens if _is_count(output_tokens) else output_estimate
+    if not _is_count(input_tokens) and total > output:
+        input_tokens = total - output
+    return (
+        input_tokens if _is_count(input_tokens) else None,
+        output_tokens if _is_count(output_tokens) else None,
     )
 
 

@@ -383,6 +383,7 @@ def test_counts_that_came_before_a_stream_was_cut_stay(route):
         pytest.param({"prompt_tokens": 9}, (9, 0, True), id="prompt only"),
         pytest.param({"prompt_tokens": 0, "total_tokens": 9}, (9, 0, True), id="zero prompt"),
         pytest.param({"prompt_tokens": -2, "total_tokens": 9}, (9, 0, True), id="negative prompt"),
+        pytest.param({"prompt_tokens": 0, "total_tokens": "9"}, (100, 0, False), id="text for the total"),
         pytest.param({"prompt_tokens": 0, "total_tokens": 0}, (100, 0, False), id="zeros"),
         pytest.param({"total_tokens": -9}, (100, 0, False), id="negative total"),
         pytest.param({"prompt_tokens": "9", "total_tokens": "9"}, (100, 0, False), id="text"),
