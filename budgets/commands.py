@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from datetime import date
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
 from budgets.models import ScopedRow
+from budgets.money import MICRO
 from keys.models import ApiKey
 from tenants.commands import member_with, tenant_called
 from tenants.models import Team, Tenant
@@ -81,6 +85,26 @@ def limit_written(text: str) -> int | None:
         return int(text)
     except ValueError as exc:
         raise CommandError(f"{text!r} is no limit: a whole number, or none.") from exc
+
+
+def micro_usd_written(text: str | None) -> int:
+    """An amount of dollars in millionths; raises ``CommandError`` for a part of one, or no amount at all."""
+    try:
+        amount = Decimal(text or "0") * MICRO
+        whole = int(amount)
+    except (InvalidOperation, ValueError, OverflowError) as exc:
+        raise CommandError(f"{text!r} is no amount of dollars, such as 0.25.") from exc
+    if whole != amount:
+        raise CommandError(f"{text} is not a whole number of millionths of a dollar.")
+    return whole
+
+
+def month_written(text: str) -> date:
+    """The first day of a month such as ``2026-10``; raises ``CommandError``."""
+    found = re.fullmatch(r"(\d{4})-(0[1-9]|1[0-2])", text)
+    if found is None or found[1] == "0000":
+        raise CommandError(f"{text!r} is no month. Example: 2026-10.")
+    return date(int(found[1]), int(found[2]), 1)
 
 
 def key_of(tenant: Tenant, public_id: str) -> ApiKey:

@@ -1,15 +1,15 @@
 import json
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandParser
 
 from audit.recording import person_at_the_shell
 from budgets import services
+from budgets.commands import micro_usd_written
+from budgets.money import price_told
 from tenants import generations
 from tenants.commands import PENDING, moment, tenant_called, told_plainly
 
-MICRO = 1_000_000
 PRICES = {
     "input": "US dollars for a million input tokens",
     "cached": "the same for input that the model had in its cache; as other input if left out",
@@ -42,10 +42,10 @@ class Command(BaseCommand):
             price = services.set_price(
                 model=options["model"],
                 tenant=tenant,
-                input_price=_micro_usd(options["input"]),
-                cached_price=None if cached is None else _micro_usd(cached),
-                output_price=_micro_usd(options["output"]),
-                gpu_price=_micro_usd(options["gpu_second"]),
+                input_price=micro_usd_written(options["input"]),
+                cached_price=None if cached is None else micro_usd_written(cached),
+                output_price=micro_usd_written(options["output"]),
+                gpu_price=micro_usd_written(options["gpu_second"]),
                 starts_at=moment(starts, tenant.time_zone if tenant else "UTC") if starts else None,
                 free=options["free"],
                 actor=person_at_the_shell(),
@@ -68,27 +68,7 @@ class Command(BaseCommand):
             return
         cost = "free"
         if not price.free:
-            tokens = (price.input_price, price.cached_price, price.output_price)
-            cost = (
-                "{} in, {} cached and {} out for a million tokens".format(*map(_usd, tokens))
-                + f", {_usd(price.gpu_price)} for a second of GPU time"
-            )
+            cost = price_told(price)
         self.stdout.write(f"{price}{f' for {tenant.slug}' if tenant else ''}: {cost}.")
         if not in_force:
             self.stdout.write(PENDING)
-
-
-def _micro_usd(text: str | None) -> int:
-    """An amount of dollars in millionths; raises ``CommandError`` for a part of one, or no amount at all."""
-    try:
-        amount = Decimal(text or "0") * MICRO
-        whole = int(amount)
-    except (InvalidOperation, ValueError, OverflowError) as exc:
-        raise CommandError(f"{text!r} is no amount of dollars, such as 0.25.") from exc
-    if whole != amount:
-        raise CommandError(f"{text} is not a whole number of millionths of a dollar.")
-    return whole
-
-
-def _usd(micro_usd: int) -> str:
-    return f"${Decimal(micro_usd) / MICRO:f}"
