@@ -23,6 +23,7 @@ from budgets.models import (
     Recipient,
     RunningCall,
     ScopedRow,
+    UpstreamCost,
     new_salt,
 )
 from budgets.running_calls import ask_to_end
@@ -232,6 +233,64 @@ def remove_price(*, price: Price, actor: str) -> None:
         starts_at=price.starts_at,
     )
     transaction.on_commit(generations.project_quietly)
+
+
+@transaction.atomic
+def set_upstream_cost(
+    *,
+    upstream: str,
+    actor: str,
+    life_months: int,
+    hardware_price: int = 0,
+    busy_watts: int = 0,
+    idle_watts: int = 0,
+    kwh_price: int = 0,
+    other_per_month: int = 0,
+    gpus: int = 1,
+    starts_at: datetime | None = None,
+) -> UpstreamCost:
+    """Enter what an upstream costs from ``starts_at`` (now) on; returns it.
+
+    Prices are in micro-USD, watts are those of the whole upstream. A cost that
+    started at the same moment is replaced; months that were proposed from keep
+    theirs. Raises ``ValidationError`` for values a cost cannot have.
+    """
+    figures: dict[str, Any] = {
+        "hardware_price": hardware_price,
+        "life_months": life_months,
+        "busy_watts": busy_watts,
+        "idle_watts": idle_watts,
+        "kwh_price": kwh_price,
+        "other_per_month": other_per_month,
+        "gpus": gpus,
+    }
+    starts_at = starts_at or now()
+    row = UpstreamCost.objects.select_for_update().filter(upstream=upstream, starts_at=starts_at).first()
+    cost = row or UpstreamCost(upstream=upstream, starts_at=starts_at)
+    for name, value in figures.items():
+        setattr(cost, name, value)
+    cost.full_clean()
+    cost.save()
+    _record_cost(cost, "set", actor, **figures)
+    return cost
+
+
+@transaction.atomic
+def remove_upstream_cost(*, cost: UpstreamCost, actor: str) -> None:
+    """Remove what was entered; the one before it holds on. Proposals made with it stay as they are."""
+    _record_cost(cost, "removed", actor)
+    cost.delete()
+
+
+def _record_cost(cost: UpstreamCost, what: str, actor: str, **figures: Any) -> None:
+    record(
+        action=f"upstream_cost.{what}",
+        actor=actor,
+        subject=str(cost.pk),
+        upstream=cost.upstream,
+        starts_at=cost.starts_at,
+        **figures,
+    )
 
 
 @transaction.atomic

@@ -11,6 +11,7 @@ from budgets.models.books import (
     UsageRollup,
 )
 from budgets.models.estimates import Estimate, EstimateSample, Side
+from budgets.models.costs import PriceProposal, UpstreamCost
 from budgets.models.limits import (
     Budget,
     BudgetChange,
@@ -77,6 +78,7 @@ __all__ = [
     "PeriodClosing",
     "PeriodKind",
     "Price",
+    "PriceProposal",
     "RateLimit",
     "Recipient",
     "RunningCall",
@@ -85,6 +87,7 @@ __all__ = [
     "Side",
     "SpooledSettlement",
     "Unit",
+    "UpstreamCost",
     "UsageRollup",
     "default_thresholds",
     "every_happening",
