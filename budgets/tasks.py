@@ -7,6 +7,17 @@ from django.utils.timezone import now
 
 from audit import checkpoints, months
 from budgets import alerts, closing, deliveries, learning, ledger, rebuild, spool, sweeping, visitors
+from budgets import (
+    alerts,
+    closing,
+    deliveries,
+    ledger,
+    price_proposals,
+    rebuild,
+    spool,
+    sweeping,
+    visitors,
+)
 
 
 @shared_task(ignore_result=True)
@@ -75,3 +86,9 @@ def make_months() -> None:
 def note_audit() -> None:
     """Make checkpoints of the audit; every hour."""
     checkpoints.make()
+
+
+@shared_task(ignore_result=True)
+def propose_prices() -> None:
+    """In the first week of a month, propose prices from what the last one cost; every hour."""
+    price_proposals.propose_last_month()

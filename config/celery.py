@@ -28,6 +28,7 @@ EVERY = {
     "budgets.tasks.forget_visitors": 3600.0,
     "budgets.tasks.make_months": 3600.0,
     "budgets.tasks.note_audit": 3600.0,
+    "budgets.tasks.propose_prices": 3600.0,
 }
 
 app = Celery("tollgate")
