@@ -13,6 +13,28 @@ from keys.models import ApiKey
 from tenants.models import Tenant
 
 
+class DecisionForm(forms.Form):
+    """Why a proposed price is declined, or accepted."""
+
+    reason = forms.CharField(label="Reason, for the audit", widget=forms.TextInput({"class": "vTextField"}))
+
+
+class AcceptForm(DecisionForm):
+    """When an accepted price starts, too; ``shown`` is the start whose effect the page has told."""
+
+    starts_at = forms.DateTimeField(
+        label="Holds from",
+        help_text="In UTC: 2026-12-01 00:00. Where a month begins, it has one price throughout.",
+    )
+    shown = forms.DateTimeField(widget=forms.HiddenInput)
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or self.cleaned_data
+        if "starts_at" in cleaned and cleaned["starts_at"] != cleaned.get("shown"):
+            self.add_error(None, "From another moment on: look at what it changes, and confirm.")
+        return cleaned
+
+
 class ArmForm(forms.ModelForm):  # type: ignore[type-arg]  # the parameter is in the stubs only
     """What is to be stopped, why and until when; and its name once more, typed by whoever means it."""
 

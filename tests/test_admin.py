@@ -17,8 +17,10 @@ from budgets.models import (
     ParkedRecord,
     PeriodClosing,
     Price,
+    PriceProposal,
     RateLimit,
     RunningCall,
+    UpstreamCost,
     UsageRollup,
 )
 from keys.models import ApiKey
@@ -29,10 +31,11 @@ from tests.conftest import House
 
 READ_ONLY: set[type[models.Model]] = {
     AuditEvent, RequestEvent, LedgerEntry, UsageRollup, BudgetPeriod, PeriodClosing, ParkedRecord,
-    RunningCall,
+    RunningCall, PriceProposal,
 }  # fmt: skip
 OURS: set[type[models.Model]] = {
     Tenant, Team, Member, User, ApiKey, Upstream, ModelAlias, Budget, RateLimit, Price, KillSwitch,
+    UpstreamCost,
     *READ_ONLY,
 }  # fmt: skip
 

@@ -3,3 +3,6 @@
 from budgets.admin import books, estimates, limits, notices, prices, switches
 
 __all__ = ["books", "estimates", "limits", "notices", "prices", "switches"]
+from budgets.admin import books, costs, limits, notices, prices, switches
+
+__all__ = ["books", "costs", "limits", "notices", "prices", "switches"]
