@@ -6,11 +6,11 @@ from celery import shared_task
 from django.utils.timezone import now
 
 from audit import checkpoints, months
-from budgets import alerts, closing, deliveries, learning, ledger, rebuild, spool, sweeping, visitors
 from budgets import (
     alerts,
     closing,
     deliveries,
+    learning,
     ledger,
     price_proposals,
     rebuild,

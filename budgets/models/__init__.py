@@ -10,8 +10,8 @@ from budgets.models.books import (
     SpooledSettlement,
     UsageRollup,
 )
-from budgets.models.estimates import Estimate, EstimateSample, Side
 from budgets.models.costs import PriceProposal, UpstreamCost
+from budgets.models.estimates import Estimate, EstimateSample, Side
 from budgets.models.limits import (
     Budget,
     BudgetChange,
