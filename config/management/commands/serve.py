@@ -7,8 +7,10 @@ import sys
 from argparse import ArgumentParser
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
+from config.weak_secrets import weaknesses
 from config.workers import NotStarted, PortTaken, Workers
 
 
@@ -30,6 +32,8 @@ class Command(BaseCommand):
     def handle(self, *, host: str, port: int, workers: int, **options: Any) -> None:
         if workers < 1:
             raise CommandError("There has to be at least one worker.")
+        if not settings.DEBUG and (weak := list(weaknesses())):
+            raise CommandError(" ".join(weak))
         if not asyncio.run(self._serve(host, port, workers)):
             sys.exit(1)
 
