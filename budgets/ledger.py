@@ -30,7 +30,8 @@ from audit.models import RequestEvent
 from budgets import learning
 from budgets.counters import ACKNOWLEDGE, DRAINED, REFUSALS, SETTLED, USAGE, Counter, redis_in_bytes, run_now
 from budgets.estimators import DEFAULT
-from budgets.models import LedgerEntry, ParkedRecord
+from budgets.models import ArchivedMonth, LedgerEntry, ParkedRecord
+from budgets.open_months import first_of, open_days, share
 from budgets.periods import Days
 from budgets.pricing import PinnedPrice
 from budgets.schedules import days_of
@@ -172,6 +173,21 @@ def _drain_batch() -> int:
     return len(entries)
 
 
+def keep_drains_out() -> None:
+    """Let no drain run until the transaction ends; waits for one that runs."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+
+
+def book(row: LedgerEntry) -> None:
+    """Write an entry of which no record tells, and add it to the rollups."""
+    ensure_months([row.request_id])
+    record = Record(row, (), ())
+    if not _insert([record]):
+        raise IntegrityError(f"the ledger has {row} already")
+    _add_to_rollups([record])
+
+
 def _locked() -> bool:
     """Whether no other drain runs, until the transaction ends."""
     with connection.cursor() as cursor:
@@ -211,7 +227,11 @@ def _take(entries: list[Entry]) -> Surplus:
             repeated.append((entry[0].decode(), record))
         else:
             records[record.name], entry_of[record.name] = record, entry
+    for name in _archived(records.values()):
+        _park(entry_of[name], ValueError("what is booked of its month is archived"))
+        del records[name]
     _set_days(records.values())
+    _keep_out_of_closed_months(records.values())
     ensure_months(record.row.request_id for record in records.values())
     known: list[Record] = []
     try:
@@ -226,6 +246,16 @@ def _take(entries: list[Entry]) -> Surplus:
                 _park(entry_of[name], exc)
     repeated += [(entry_of[record.name][0].decode(), record) for record in known]
     return _surplus(repeated) if repeated else {}
+
+
+def _archived(records: Collection[Record]) -> list[tuple[UUID, str]]:
+    """Those whose month was taken out of the database: nobody can tell whether they are booked."""
+    of_month = {record.name: months.month_of(record.row.request_id) for record in records}
+    this_month = datetime.now(UTC).date().replace(day=1)
+    if not any(month and month < this_month for month in of_month.values()):
+        return []
+    gone = set(ArchivedMonth.objects.filter(table=BY_MONTH[0]).values_list("month", flat=True))
+    return [name for name, month in of_month.items() if month in gone]
 
 
 def ensure_months(request_ids: Iterable[UUID]) -> None:
@@ -369,6 +399,43 @@ def _set_days(records: Collection[Record]) -> None:
             record.row.day = days[record.row.tenant_id].date_of(record.row.ended_at.timestamp())
 
 
+def _keep_out_of_closed_months(records: Collection[Record]) -> None:
+    """Book today what belongs to a closed month, and say to which it belongs.
+
+    An adjustment belongs to the month in which the entry stands that it adjusts.
+    What is open stays open until the transaction ends.
+    """
+    homes = {
+        record.row.request_id: first_of(record.row.day)
+        for record in records
+        if record.row.kind == LedgerEntry.Kind.USAGE
+    }
+    adjusted = {record.row.request_id for record in records if record.row.kind == LedgerEntry.Kind.ADJUSTMENT}
+    if adjusted:
+        stand = LedgerEntry.objects.filter(request_id__in=adjusted, kind=LedgerEntry.Kind.USAGE)
+        homes |= {request_id: first_of(day) for request_id, day in stand.values_list("request_id", "day")}
+    closed = share(
+        {
+            (record.row.tenant_id, month)
+            for record in records
+            for month in (first_of(record.row.day), homes.get(record.row.request_id))
+            if month is not None
+        }
+    )
+    if not closed:
+        return
+    today = open_days({tenant_id for tenant_id, _ in closed})
+    for record in records:
+        row = record.row
+        own = first_of(row.day)
+        home = homes.get(row.request_id, own)
+        if (row.tenant_id, own) in closed:
+            row.day = today[row.tenant_id]
+        # A clock that was set back may have it stand in a month that is yet to come.
+        if (row.tenant_id, home) in closed and home < first_of(row.day):
+            row.closed_month = home
+
+
 def _uuid(text: str | None) -> UUID | None:
     return None if text is None else UUID(text)
 
@@ -381,6 +448,7 @@ def _write(records: list[Record]) -> list[Record]:
     new = [record for record in records if record.name in inserted]
     if finals:
         adjustments = list(_adjustments_of_orphans(finals))
+        _keep_out_of_closed_months(adjustments)
         inserted = _insert(adjustments)
         new += [record for record in adjustments if record.name in inserted]
     if new:

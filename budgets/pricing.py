@@ -36,3 +36,9 @@ class PinnedPrice:
             + gpu_ms * self.gpu_second * MILLIONTHS_PER_GPU_MS
         )
         return -(-millionths // PER_MILLION)
+
+
+def usd_in_full(micro_usd: int) -> str:
+    """An amount in USD with its six places, exactly."""
+    sign = "-" if micro_usd < 0 else ""
+    return f"{sign}{abs(micro_usd) // PER_MILLION}.{abs(micro_usd) % PER_MILLION:06d}"

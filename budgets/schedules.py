@@ -22,7 +22,7 @@ from django.utils.timezone import now
 
 from budgets.models import Budget, BudgetChange, BudgetPeriod
 from budgets.periods import Calendar, Days, Period, Schedule
-from tenants.models import CalendarChange
+from tenants.models import CalendarChange, Tenant
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,15 @@ def days_of(tenant_ids: Collection[UUID]) -> dict[UUID, Days]:
         schedule = _schedule(Calendar("day", None, **changes[-1][2]), changes)
         days[tenant_id] = Days(tuple((since, calendar.zone) for since, calendar in schedule.calendars))
     return days
+
+
+def accounting_days(tenant_ids: Collection[UUID]) -> dict[UUID, Days]:
+    """The accounting days of every one of the tenants; those of one that is gone are UTC's."""
+    zones = dict(Tenant.objects.filter(pk__in=tenant_ids).values_list("pk", "time_zone"))
+    always = {
+        tenant_id: Days(((0, _zone(zones.get(tenant_id, "UTC"))),)) for tenant_id in tenant_ids
+    }  # fmt: skip
+    return always | days_of(tenant_ids)
 
 
 def _present(row: Budget) -> Calendar:

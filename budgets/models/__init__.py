@@ -20,6 +20,7 @@ from budgets.models.limits import (
     RateLimit,
     default_thresholds,
 )
+from budgets.models.months import REOPENING_EXPIRES, ArchivedMonth, ClosedMonth, Statement
 from budgets.models.notices import (
     Delivery,
     Happening,
@@ -55,12 +56,15 @@ __all__ = [
     "LARGEST",
     "LARGEST_GPU_PRICE",
     "LARGEST_PRICE",
+    "REOPENING_EXPIRES",
     "SCOPE_COLUMNS",
     "WRITE_IT_SO",
+    "ArchivedMonth",
     "Budget",
     "BudgetChange",
     "BudgetPeriod",
     "BudgetRaise",
+    "ClosedMonth",
     "CounterEpoch",
     "Delivery",
     "Estimate",
@@ -86,6 +90,7 @@ __all__ = [
     "ScopedRow",
     "Side",
     "SpooledSettlement",
+    "Statement",
     "Unit",
     "UpstreamCost",
     "UsageRollup",
