@@ -8,6 +8,7 @@ from django.utils.timezone import now
 from audit import checkpoints, months
 from budgets import (
     alerts,
+    archives,
     closing,
     deliveries,
     learning,
@@ -74,6 +75,12 @@ def close_periods() -> None:
 def forget_visitors() -> None:
     """Forget what visitors used on days long past; every hour."""
     visitors.forget()
+
+
+@shared_task(ignore_result=True)
+def archive_months() -> None:
+    """Take months out of the database that are old and closed; every hour."""
+    archives.archive_months()
 
 
 @shared_task(ignore_result=True)

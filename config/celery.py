@@ -29,6 +29,7 @@ EVERY = {
     "budgets.tasks.make_months": 3600.0,
     "budgets.tasks.note_audit": 3600.0,
     "budgets.tasks.propose_prices": 3600.0,
+    "budgets.tasks.archive_months": 3600.0,
 }
 
 app = Celery("tollgate")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import environ
+from django.core.exceptions import ImproperlyConfigured
 
 env = environ.Env()  # type: ignore[no-untyped-call]  # the library has no types
 
@@ -205,6 +206,15 @@ LEASE_SECONDS: int = env.int("LEASE_SECONDS", default=30)
 HEARTBEAT_SECONDS: float = env.float("HEARTBEAT_SECONDS", default=2)
 MAX_BACKLOG: int = env.int("MAX_BACKLOG", default=100_000)
 SPOOL_DIR = Path(env.str("SPOOL_DIR", default=str(BASE_DIR / ".data" / "spool")))
+
+# Books.
+STATEMENT_ISSUER: str = env.str("STATEMENT_ISSUER", default="Tollgate")
+# How many months before the present one keep their entries in the ledger; None: all.
+_KEPT = env.str("LEDGER_KEEP_MONTHS", default="")
+LEDGER_KEEP_MONTHS: int | None = int(_KEPT) if _KEPT else None
+if LEDGER_KEEP_MONTHS is not None and LEDGER_KEEP_MONTHS < 2:
+    raise ImproperlyConfigured("LEDGER_KEEP_MONTHS is 2 or more, or empty")
+ARCHIVE_DIR = Path(env.str("ARCHIVE_DIR", default=str(BASE_DIR / ".data" / "archive")))
 
 # Visitors: whose word counts for where a request comes from, and who tells humans from robots.
 TRUSTED_PROXIES = [ip_network(network) for network in env.list("TRUSTED_PROXIES", default=[])]
