@@ -10,6 +10,9 @@ from django.db.transaction import TransactionManagementError
 from audit.models import AuditEvent
 from audit.origins import origin
 
+# What follows the name of an account when its person acts by command.
+SHELL = " (manage.py)"
+
 
 def record(
     *, action: str, actor: str, subject: str, tenant_id: UUID | None = None, reason: str = "", **details: Any
@@ -38,6 +41,6 @@ def record(
 def person_at_the_shell() -> str:
     """The actor of a management command: the account of the operating system."""
     try:
-        return f"{getpass.getuser()} (manage.py)"
+        return f"{getpass.getuser()}{SHELL}"
     except (KeyError, OSError):  # a container may run as a number without a name
         return "manage.py"

@@ -73,6 +73,11 @@ def replay() -> int:
     return _replay_files() + _replay_rows()
 
 
+def waiting() -> int:
+    """How many settlements wait in PostgreSQL and on this machine's disk."""
+    return SpooledSettlement.objects.count() + sum(1 for _ in settings.SPOOL_DIR.glob(f"*{SUFFIX}"))
+
+
 async def keep_replaying() -> None:
     """Book what lies on this machine's disk, for ever; a worker may be on another machine."""
     while True:
