@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
+from budgets import open_months
 from budgets.models import ScopedRow
 from budgets.money import MICRO
 from keys.models import ApiKey
@@ -101,10 +101,10 @@ def micro_usd_written(text: str | None) -> int:
 
 def month_written(text: str) -> date:
     """The first day of a month such as ``2026-10``; raises ``CommandError``."""
-    found = re.fullmatch(r"(\d{4})-(0[1-9]|1[0-2])", text)
-    if found is None or found[1] == "0000":
-        raise CommandError(f"{text!r} is no month. Example: 2026-10.")
-    return date(int(found[1]), int(found[2]), 1)
+    try:
+        return open_months.month_written(text)
+    except ValueError as exc:
+        raise CommandError(str(exc)) from exc
 
 
 def key_of(tenant: Tenant, public_id: str) -> ApiKey:
