@@ -10,8 +10,10 @@ from django.urls import reverse
 
 from audit.models import AuditEvent, RequestEvent
 from budgets.models import (
+    ArchivedMonth,
     Budget,
     BudgetPeriod,
+    ClosedMonth,
     KillSwitch,
     LedgerEntry,
     ParkedRecord,
@@ -20,6 +22,7 @@ from budgets.models import (
     PriceProposal,
     RateLimit,
     RunningCall,
+    Statement,
     UpstreamCost,
     UsageRollup,
 )
@@ -31,11 +34,11 @@ from tests.conftest import House
 
 READ_ONLY: set[type[models.Model]] = {
     AuditEvent, RequestEvent, LedgerEntry, UsageRollup, BudgetPeriod, PeriodClosing, ParkedRecord,
-    RunningCall, PriceProposal,
+    RunningCall, PriceProposal, Statement, ArchivedMonth,
 }  # fmt: skip
 OURS: set[type[models.Model]] = {
     Tenant, Team, Member, User, ApiKey, Upstream, ModelAlias, Budget, RateLimit, Price, KillSwitch,
-    UpstreamCost,
+    UpstreamCost, ClosedMonth,
     *READ_ONLY,
 }  # fmt: skip
 
