@@ -12,4 +12,5 @@ urlpatterns = [
     path("manage/v1/", include("budgets.urls")),
     path("account/", include("allauth.urls")),
     path("portal/", include("tenants.portal")),
+    path("portal/", include("budgets.portal_statements")),
 ]
