@@ -38,7 +38,7 @@ MOST_BYTES_PER_TOKEN = 16
 PARTS = 4096
 LEADING_BITS = 6
 # Any number; only whoever publishes takes this advisory lock.
-LOCK = 0x544F4C4C02
+LOCK = 0x544F4C4C06
 
 KEY = ("model", "side", "month", "up_to_bytes", "ratio")
 SUMS = ("calls", "bytes", "tokens")

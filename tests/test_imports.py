@@ -1,6 +1,7 @@
 """Imports go down only; see docs/architecture.md."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,16 @@ def test_the_simulated_ollama_knows_nothing_of_the_gateway():
 
     assert imported_from
     assert foreign == set()
+
+
+def test_every_advisory_lock_has_a_number_of_its_own():
+    """Two that share one would wait for each other without anybody knowing why."""
+    holders = {
+        path: number
+        for layer in LAYERS
+        for path in (ROOT / layer).rglob("*.py")
+        for number in re.findall(r"^LOCK = (\w+)$", path.read_text(), re.MULTILINE)
+    }
+
+    assert len(holders) > 3
+    assert len(set(holders.values())) == len(holders), holders
