@@ -266,11 +266,11 @@ def test_a_root_path_is_ignored():
 
 
 def test_the_site_answers_what_is_no_door():
-    client = Client("/admin/login/", headers=[(b"host", b"localhost")])
+    client = Client("/nowhere/", headers=[(b"host", b"localhost")])
 
     asyncio.run(client.ask(server_app.application))
 
-    assert client.status == 200
+    assert client.status == 404
     assert client.headers[b"content-type"].startswith(b"text/html")
 
 
