@@ -1,0 +1,178 @@
+"""How a number came about: from any total down to requests, and from a cost to the rates behind it.
+
+A selection has parts, by the next thing that it does not fix yet; each part is
+a selection again. At the bottom are entries, whose cost is a sum of lines. At
+every level the parts add up to the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from budgets.models import LedgerEntry
+from budgets.pricing import MILLIONTHS_PER_GPU_MS, PER_MILLION
+from budgets.usage import NONE, PARTS, Breakdown, Selection, breakdown
+
+# From the whole down to a request.
+DOWN = ("tenant", "month", "key", "model", "day", "request")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One part of the cost of an entry: so much of something at a rate.
+
+    ``rate`` is in micro-USD for a million tokens or for a second of GPU time;
+    None, as ``quantity`` then is: the line is no product. ``millionths`` of a
+    micro-USD is what it comes to.
+    """
+
+    what: str
+    millionths: int
+    quantity: int | None = None
+    unit: str = ""
+    rate: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """An entry and the lines that its cost is the sum of, to the last millionth of a micro-USD.
+
+    ``by_rates`` false: the pinned rates do not give this cost, or there are none
+    and nobody says that he put it right. Something is wrong with such an entry.
+    """
+
+    entry: LedgerEntry
+    lines: tuple[Line, ...]
+    by_rates: bool
+
+
+def explain_entry(entry: LedgerEntry) -> Explained:
+    """How the cost of an entry came about."""
+    priced = _priced(entry)
+    rest = entry.cost_micro_usd * PER_MILLION - sum(line.millionths for line in priced)
+    what, by_rates = _meaning_of(rest, entry, priced=bool(priced))
+    if not rest and (priced or entry.price_id):
+        return Explained(entry, priced, by_rates)
+    return Explained(entry, (*priced, Line(what, rest)), by_rates)
+
+
+def _priced(entry: LedgerEntry) -> tuple[Line, ...]:
+    if entry.input_price is None or entry.cached_price is None or entry.output_price is None:
+        return ()
+    new_tokens = entry.input_tokens - entry.cached_tokens
+    lines = [Line("input", new_tokens * entry.input_price, new_tokens, "tokens", entry.input_price)]
+    if entry.cached_tokens:
+        cached = entry.cached_tokens * entry.cached_price
+        lines.append(Line("cached input", cached, entry.cached_tokens, "tokens", entry.cached_price))
+    output = entry.output_tokens * entry.output_price
+    lines.append(Line("output", output, entry.output_tokens, "tokens", entry.output_price))
+    if entry.gpu_price:
+        gpu = entry.gpu_ms * entry.gpu_price * MILLIONTHS_PER_GPU_MS
+        lines.append(Line("GPU time", gpu, entry.gpu_ms, "ms", entry.gpu_price))
+    return tuple(lines)
+
+
+def _meaning_of(rest: int, entry: LedgerEntry, *, priced: bool) -> tuple[str, bool]:
+    """What the difference between a cost and its products is, and whether it may be."""
+    if entry.kind == LedgerEntry.Kind.CORRECTION:
+        return f"corrected by {entry.actor}", True
+    if not priced:
+        if entry.price_id is not None:
+            return "rates not kept by the release that booked it", True
+        return "no price was set", not rest
+    if entry.kind == LedgerEntry.Kind.ADJUSTMENT:
+        return "difference of two amounts that were rounded up", abs(rest) < PER_MILLION
+    return "rounded up to a whole micro-USD", 0 <= rest < PER_MILLION
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a whole: its row, and the selection that is the whole of its own parts."""
+
+    row: dict[str, Any]
+    selection: Selection
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A whole and its parts; what does not fit is in ``whole.rest``."""
+
+    selection: Selection
+    whole: Breakdown
+    parts: tuple[Part, ...]
+
+
+def next_part(selection: Selection) -> str | None:
+    """By what a selection is told apart next; None: it is one request."""
+    if selection.request_id is not None:
+        return None
+    from_day, before_day = selection.from_day, selection.before_day
+    bounded = from_day is not None and before_day is not None
+    fixed = {
+        "tenant": selection.tenant_id is not None,
+        "month": bounded and _month_after(from_day) >= before_day,  # type: ignore[operator, arg-type]
+        "key": selection.key_id is not None,
+        "model": selection.model is not None,
+        "day": bounded and before_day - from_day <= timedelta(days=1),  # type: ignore[operator]
+        "request": False,
+    }
+    return next(part for part in DOWN if not fixed[part])
+
+
+def explain(
+    selection: Selection, by: Sequence[str] = (), *, order: str = "", limit: int | None = None
+) -> Explanation:
+    """A selection and its parts: by ``by``, else by the next thing that it does not fix."""
+    chosen = tuple(by) or ((part,) if (part := next_part(selection)) else ())
+    whole = breakdown(selection, chosen, order=order, limit=limit)
+    return Explanation(
+        selection, whole, tuple(Part(row, narrowed(selection, whole.by, row)) for row in whole.rows)
+    )
+
+
+def narrowed(selection: Selection, by: Sequence[str], row: dict[str, Any]) -> Selection:
+    """What of a selection is in one row of its breakdown."""
+    for part in by:
+        selection = _narrowed(selection, part, row[PARTS[part][0]])
+    return selection
+
+
+def _narrowed(selection: Selection, part: str, value: str) -> Selection:
+    match part:
+        case "tenant" | "team" | "member" | "key":
+            return replace(selection, **{f"{part}_id": UUID(value) if value else NONE})
+        case "request":
+            return replace(selection, request_id=UUID(value))
+        case "day":
+            day = date.fromisoformat(value)
+            return _within_days(selection, day, day + timedelta(days=1))
+        case "month":
+            month = date.fromisoformat(value)
+            return _within_days(selection, month, _month_after(month))
+        case "hour":
+            hour = datetime.fromisoformat(value)
+            since, until = selection.since or hour, selection.until or hour + timedelta(hours=1)
+            return replace(selection, since=max(since, hour), until=min(until, hour + timedelta(hours=1)))
+        case _:
+            return replace(selection, **{part: value})
+
+
+def _within_days(selection: Selection, from_day: date, before_day: date) -> Selection:
+    return replace(
+        selection,
+        from_day=max(selection.from_day or from_day, from_day),
+        before_day=min(selection.before_day or before_day, before_day),
+    )
+
+
+def _month_after(day: date) -> date:
+    return (day.replace(day=1) + timedelta(days=31)).replace(day=1)
+
+
+def entries_of(selection: Selection) -> list[Explained]:
+    """The entries of a selection, each with its lines, in the order in which they were booked."""
+    return [explain_entry(entry) for entry in selection.entries().order_by("id")]
