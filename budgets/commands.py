@@ -56,7 +56,7 @@ def whose_named(options: dict[str, Any]) -> dict[str, Any]:
     return {
         "scope": scope,
         "tenant": tenant,
-        "team": _team_of(tenant, options["team"]) if tenant and part == "team" else None,
+        "team": team_of(tenant, options["team"]) if tenant and part == "team" else None,
         "member": member_with(options["member"], tenant) if tenant and part == "member" else None,
         "key": key_of(tenant, options["key"]) if tenant and part == "key" else None,
         "model": options["model"] or "",
@@ -115,7 +115,8 @@ def key_of(tenant: Tenant, public_id: str) -> ApiKey:
         raise CommandError(f"{tenant.slug} has no key with the public id {public_id!r}.") from exc
 
 
-def _team_of(tenant: Tenant, name: str) -> Team:
+def team_of(tenant: Tenant, name: str) -> Team:
+    """The team of ``tenant`` with this name; raises ``CommandError``."""
     try:
         return Team.objects.get(tenant=tenant, name=name)
     except Team.DoesNotExist as exc:

@@ -106,28 +106,26 @@ class Explanation:
     parts: tuple[Part, ...]
 
 
-def next_part(selection: Selection) -> str | None:
-    """By what a selection is told apart next; None: it is one request."""
+def open_parts(selection: Selection) -> tuple[str, ...]:
+    """What a selection does not fix of the way ``DOWN``; nothing: it is one request."""
     if selection.request_id is not None:
-        return None
-    from_day, before_day = selection.from_day, selection.before_day
-    bounded = from_day is not None and before_day is not None
-    fixed = {
-        "tenant": selection.tenant_id is not None,
-        "month": bounded and _month_after(from_day) >= before_day,  # type: ignore[operator, arg-type]
-        "key": selection.key_id is not None,
-        "model": selection.model is not None,
-        "day": bounded and before_day - from_day <= timedelta(days=1),  # type: ignore[operator]
-        "request": False,
-    }
-    return next(part for part in DOWN if not fixed[part])
+        return ()
+    fixed = {name for name in ("tenant", "key") if getattr(selection, f"{name}_id") is not None}
+    if selection.model is not None:
+        fixed.add("model")
+    if selection.from_day is not None and selection.before_day is not None:
+        if selection.before_day <= _month_after(selection.from_day):
+            fixed.add("month")
+        if selection.before_day <= selection.from_day + timedelta(days=1):
+            fixed.add("day")
+    return tuple(part for part in DOWN if part not in fixed)
 
 
 def explain(
     selection: Selection, by: Sequence[str] = (), *, order: str = "", limit: int | None = None
 ) -> Explanation:
     """A selection and its parts: by ``by``, else by the next thing that it does not fix."""
-    chosen = tuple(by) or ((part,) if (part := next_part(selection)) else ())
+    chosen = tuple(by) or open_parts(selection)[:1]
     whole = breakdown(selection, chosen, order=order, limit=limit)
     return Explanation(
         selection, whole, tuple(Part(row, narrowed(selection, whole.by, row)) for row in whole.rows)
@@ -144,7 +142,8 @@ def narrowed(selection: Selection, by: Sequence[str], row: dict[str, Any]) -> Se
 def _narrowed(selection: Selection, part: str, value: str) -> Selection:
     match part:
         case "tenant" | "team" | "member" | "key":
-            return replace(selection, **{f"{part}_id": UUID(value) if value else NONE})
+            fixed: dict[str, Any] = {f"{part}_id": UUID(value) if value else NONE}
+            return replace(selection, **fixed)
         case "request":
             return replace(selection, request_id=UUID(value))
         case "day":
@@ -158,7 +157,8 @@ def _narrowed(selection: Selection, part: str, value: str) -> Selection:
             since, until = selection.since or hour, selection.until or hour + timedelta(hours=1)
             return replace(selection, since=max(since, hour), until=min(until, hour + timedelta(hours=1)))
         case _:
-            return replace(selection, **{part: value})
+            as_it_is: dict[str, Any] = {part: value}
+            return replace(selection, **as_it_is)
 
 
 def _within_days(selection: Selection, from_day: date, before_day: date) -> Selection:

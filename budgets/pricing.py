@@ -42,3 +42,9 @@ def usd_in_full(micro_usd: int) -> str:
     """An amount in USD with its six places, exactly."""
     sign = "-" if micro_usd < 0 else ""
     return f"{sign}{abs(micro_usd) // PER_MILLION}.{abs(micro_usd) % PER_MILLION:06d}"
+
+
+def exactly_as_usd(millionths: int) -> str:
+    """An amount in millionths of a micro-USD, in dollars with all its twelve places."""
+    dollars, rest = divmod(abs(millionths), PER_MILLION**2)
+    return f"{'-' * (millionths < 0)}{dollars}.{rest:012d}"

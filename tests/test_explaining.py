@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from budgets import usage
-from budgets.explaining import DOWN, Explained, entries_of, explain, explain_entry, next_part
+from budgets.explaining import DOWN, Explained, entries_of, explain, explain_entry, open_parts
 from budgets.pricing import PER_MILLION, PinnedPrice, usd_in_full
 from budgets.usage import FIGURES, NONE, PARTS, Selection
 from tenants.ids import new_id
@@ -185,7 +185,7 @@ def test_a_cost_that_its_rates_do_not_give_is_told_as_such(cost):
     ],
 )
 def test_what_is_not_fixed_yet_is_told_apart_next(selection, expected):
-    assert next_part(selection) == expected
+    assert next(iter(open_parts(selection)), None) == expected
 
 
 def test_the_way_down_leads_to_every_entry_of_a_request():
@@ -202,8 +202,8 @@ def test_the_way_down_leads_to_every_entry_of_a_request():
     book(an_entry(ended_at=NOON + timedelta(days=40)))
 
     selection, way = ALL, []
-    while (part := next_part(selection)) is not None:
-        way.append(part)
+    while parts := open_parts(selection):
+        way.append(parts[0])
         selection = explain(selection).parts[0].selection
 
     assert way == list(DOWN)
