@@ -114,7 +114,7 @@ def open_parts(selection: Selection) -> tuple[str, ...]:
     if selection.model is not None:
         fixed.add("model")
     if selection.from_day is not None and selection.before_day is not None:
-        if selection.before_day <= _month_after(selection.from_day):
+        if selection.before_day <= month_after(selection.from_day):
             fixed.add("month")
         if selection.before_day <= selection.from_day + timedelta(days=1):
             fixed.add("day")
@@ -151,7 +151,7 @@ def _narrowed(selection: Selection, part: str, value: str) -> Selection:
             return _within_days(selection, day, day + timedelta(days=1))
         case "month":
             month = date.fromisoformat(value)
-            return _within_days(selection, month, _month_after(month))
+            return _within_days(selection, month, month_after(month))
         case "hour":
             hour = datetime.fromisoformat(value)
             since, until = selection.since or hour, selection.until or hour + timedelta(hours=1)
@@ -169,7 +169,8 @@ def _within_days(selection: Selection, from_day: date, before_day: date) -> Sele
     )
 
 
-def _month_after(day: date) -> date:
+def month_after(day: date) -> date:
+    """The first day of the month after that of ``day``."""
     return (day.replace(day=1) + timedelta(days=31)).replace(day=1)
 
 

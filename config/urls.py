@@ -13,4 +13,5 @@ urlpatterns = [
     path("account/", include("allauth.urls")),
     path("portal/", include("tenants.portal")),
     path("portal/", include("budgets.portal_statements")),
+    path("portal/<slug:slug>/", include("budgets.portal")),
 ]

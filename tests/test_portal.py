@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from html.parser import HTMLParser
-
 import httpx
 import pytest
-from django.contrib.auth.models import AnonymousUser, Permission
+from django.contrib.auth.models import Permission
 from django.test import Client
 
 from tenants import services
 from tenants.access import Reach, may_export, may_read_usage, tenants_of
-from tenants.models import Member, Tenant, User
+from tenants.models import Tenant, User
 from tests.conftest import House
+from tests.people import EVERYBODY, MAY_EXPORT, OPERATORS, ROLES, UNKNOWN, Outline, a_browser, a_person
 
 POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'"
 )
-EVERYBODY = [
-    "owner", "admin", "finance", "member", "foreign owner", "operator", "superuser", "staff", "nobody",
-    "inactive owner", "inactive superuser", "stranger",
-]  # fmt: skip
-ROLES = frozenset({"owner", "admin", "finance", "member"})
-OPERATORS = frozenset({"operator", "superuser"})
-UNKNOWN = frozenset({"inactive owner", "inactive superuser", "stranger"})
-
 # Who gets 200. Of the others, those who can sign in get 404, and the rest is asked to sign in.
 PAGES = {
     "/portal/acme/": ROLES | OPERATORS,
@@ -35,39 +26,11 @@ PAGES = {
 MAY_READ = dict.fromkeys(["owner", "admin", "finance", *OPERATORS], Reach.WHOLE_TENANT) | {
     "member": Reach.OWN_KEYS
 }
-MAY_EXPORT = {"owner", "finance", *OPERATORS}
 
 
 @pytest.fixture
 def acme(transactional_db: None) -> Tenant:
     return services.create_tenant(slug="acme", name="ACME", actor="test", time_zone="Europe/Berlin")
-
-
-def a_person(who: str, acme: Tenant) -> User | AnonymousUser:
-    """Somebody as the tables of this module call them."""
-    if who == "stranger":
-        return AnonymousUser()
-    staff = {"is_staff": who in ("operator", "staff") or "superuser" in who}
-    user = User.objects.create(
-        username=who, is_active="inactive" not in who, is_superuser="superuser" in who, **staff
-    )
-    if who == "operator":
-        may = Permission.objects.filter(codename__in=["view_tenant", "view_ledgerentry"])
-        user.user_permissions.set(may)
-    role = who.removeprefix("inactive ").removeprefix("foreign ")
-    if role in Member.Role.values:
-        tenant = acme
-        if who.startswith("foreign"):
-            tenant = services.create_tenant(slug="globex", name="Globex", actor="test")
-        services.add_member(tenant=tenant, user=user, role=role, actor="test")
-    return user
-
-
-def a_browser(person: User | AnonymousUser) -> Client:
-    browser = Client()
-    if isinstance(person, User):
-        browser.force_login(person)
-    return browser
 
 
 @pytest.mark.parametrize("who", EVERYBODY)
@@ -168,27 +131,6 @@ def test_operators_look_tenants_up_by_name(acme: Tenant) -> None:
     assert "/portal/globex/" in everything
     assert "/portal/acme/" not in found
     assert "/portal/globex/" in found
-
-
-class Outline(HTMLParser):
-    """What a page is made of: tags in their order, and all that the policy would not let through."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.inline: list[str] = []
-        self.links: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag in ("script", "style"):
-            self.inline.append(tag)
-        for name, value in attrs:
-            if name == "style" or name.startswith("on"):
-                self.inline.append(f"{tag} {name}")
-            if name == "href":
-                self.links.append(value or "")
 
 
 @pytest.mark.parametrize("page", ["/portal/", "/portal/acme/", "/portal/nobody/"])

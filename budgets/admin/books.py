@@ -5,6 +5,8 @@ from __future__ import annotations
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
 
 from audit.admin import ReadOnlyAdmin
 from budgets.admin.limits import told
@@ -15,6 +17,7 @@ from budgets.models import (
     PeriodClosing,
     UsageRollup,
 )
+from tenants.models import Tenant
 
 
 @admin.register(LedgerEntry)
@@ -29,6 +32,16 @@ class LedgerEntryAdmin(ReadOnlyAdmin):
     list_filter = ["kind", "exact", "late", "on_credit", "operation"]
     # Not "model__exact": Django takes that for the field ``exact``.
     search_fields = ["=model"]
+    readonly_fields = ["explained"]
+
+    @admin.display(description="how its cost came about", empty_value="-")
+    def explained(self, obj: LedgerEntry) -> str | None:
+        """A link to the portal, where the lines of the cost are; none if the tenant is gone."""
+        tenant = Tenant.objects.filter(pk=obj.tenant_id).first()
+        if tenant is None:
+            return None
+        address = reverse("portal-request", args=[tenant.slug, obj.corrects or obj.request_id])
+        return format_html('<a href="{}">line by line, in the portal</a>', address)
 
 
 @admin.register(UsageRollup)

@@ -1,0 +1,260 @@
+"""Pages about usage: what was used, by whom and of what, down to a request and the lines of its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+from urllib.parse import parse_qsl
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.urls import path, reverse
+from django.utils.timezone import localdate
+
+from budgets.addresses import IDS, TEXTS, WITHOUT, UsageForm, as_query
+from budgets.explaining import Explained, Line, entries_of, explain, month_after, open_parts
+from budgets.paging import page_of
+from budgets.pricing import exactly_as_usd, usd_in_full
+from budgets.reading import readable
+from budgets.usage import FIGURES, NONE, PARTS, Selection, breakdown, estimated_share, in_percent
+from tenants.access import Access, Reach
+from tenants.portal import tenant_page
+
+# More than anybody reads on one page; the rest is one line.
+MOST_ROWS = 500
+
+HEADINGS = {
+    "requests": "Requests",
+    "input_tokens": "Input tokens",
+    "cached_tokens": "of them cached",
+    "output_tokens": "Output tokens",
+    "thinking_tokens": "of them thinking",
+    "estimated_tokens": "Estimated tokens",
+    "gpu_ms": "GPU time, ms",
+    "cost_micro_usd": "Cost, USD",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """The head of a column of figures; ``href`` sorts by it, ``sort`` is how the rows are sorted now."""
+
+    text: str
+    href: str
+    sort: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What a row is about; ``at`` is set for an hour, ``href`` leads to what it is made of."""
+
+    text: str
+    href: str
+    at: datetime | None
+    deleted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table: what it is about, its figures as they are shown, and where its entries are."""
+
+    cells: list[Cell]
+    requests: str
+    figures: list[str]
+    entries: str
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Something by which usage is narrowed, and the address of the same page without it."""
+
+    part: str
+    text: str
+    at: datetime | None
+    without: str
+
+
+@tenant_page
+def usage(request: HttpRequest, access: Access) -> HttpResponse:
+    """What was used, told apart by anything; of the present month, if no range is asked for."""
+    form = UsageForm(request.GET)
+    if not form.is_valid():
+        return render(request, "portal/usage/refused.html", {"form": form}, status=400)
+    selection = _readable(form, access)
+    if not (selection.from_day or selection.before_day or selection.since or selection.until):
+        month = localdate(timezone=ZoneInfo(access.tenant.time_zone)).replace(day=1)
+        selection = replace(selection, from_day=month, before_day=month_after(month))
+    by, order = form.cleaned_data["by"] or ["key"], form.cleaned_data["order"]
+    explained = explain(selection, by, order=order, limit=form.cleaned_data["limit"] or MOST_ROWS)
+    whole = explained.whole
+    context = {
+        "selection": selection,
+        "by": whole.by,
+        "parts": list(PARTS),
+        "kept": _kept(selection),
+        "filters": list(_filters(selection, access, whole.by)),
+        "headings": [_heading(selection, whole.by, order, figure) for figure in FIGURES],
+        "rows": [_row(access, whole.by, part.row, part.selection) for part in explained.parts],
+        "left_out": whole.left_out,
+        "rest": _line(whole.rest, ""),
+        "total": _line(whole.total, _entries_page(access, selection)),
+        "of_own_keys": access.usage == Reach.OWN_KEYS,
+    }
+    return render(request, "portal/usage/usage.html", context)
+
+
+@tenant_page
+def entries(request: HttpRequest, access: Access) -> HttpResponse:
+    """The entries of which a total is the sum, the newest first."""
+    form = UsageForm(request.GET, known=["after"])
+    if not form.is_valid():
+        return render(request, "portal/usage/refused.html", {"form": form}, status=400)
+    selection = _readable(form, access)
+    try:
+        page = page_of(selection, request.GET.get("after", ""))
+    except ValueError as exc:
+        raise Http404 from exc
+    whole = breakdown(selection, ())
+    context = {
+        "selection": selection,
+        "rows": [(entry, usd_in_full(entry.cost_micro_usd)) for entry in page.entries],
+        "total": _line(whole.total, ""),
+        "newest": f"?{as_query(selection)}" if request.GET.get("after") else "",
+        "older": f"?{as_query(selection, after=page.next)}" if page.next else "",
+        "usage": f"{reverse('portal-usage', args=[access.tenant.slug])}?{as_query(selection)}",
+        "filters": list(_filters(selection, access, ())),
+    }
+    return render(request, "portal/usage/entries.html", context)
+
+
+@tenant_page
+def request_explained(request: HttpRequest, access: Access, request_id: UUID) -> HttpResponse:
+    """How the cost of a request came about: its entries, line by line."""
+    if access.usage == Reach.NOTHING:
+        raise PermissionDenied
+    selection = readable(Selection(request_id=request_id), access)
+    found = entries_of(selection) if selection else []
+    if not found:
+        raise Http404
+    context = {
+        "request_id": request_id,
+        "first": found[0].entry,
+        "entries": [_as_shown(one) for one in found],
+        "total": usd_in_full(sum(one.entry.cost_micro_usd for one in found)),
+    }
+    return render(request, "portal/usage/request.html", context)
+
+
+def _readable(form: UsageForm, access: Access) -> Selection:
+    """What a person may read of what they asked for; raises for a page that is not theirs."""
+    if access.usage == Reach.NOTHING:
+        raise PermissionDenied
+    selection = readable(form.selection(access.tenant.pk), access)
+    if selection is None:
+        raise Http404
+    return selection
+
+
+def _kept(selection: Selection) -> list[tuple[str, str]]:
+    """What a form has to carry along that asks for other days."""
+    return parse_qsl(as_query(replace(selection, from_day=None, before_day=None)))
+
+
+def _filters(selection: Selection, access: Access, by: Sequence[str]) -> Iterator[Filter]:
+    for part in (*IDS, *TEXTS):
+        column = f"{part}_id" if part in IDS else part
+        value = getattr(selection, column)
+        if value is None or (part == "member" and access.usage == Reach.OWN_KEYS):
+            continue
+        cleared: dict[str, Any] = {column: None}
+        without = f"?{as_query(replace(selection, **cleared), by=by)}"
+        yield Filter(part, _called(selection, part, value), None, without)
+    for name in ("since", "until"):
+        at = getattr(selection, name)
+        if at is not None:
+            open_ended: dict[str, Any] = {name: None}
+            yield Filter(f"ended {name}", "", at, f"?{as_query(replace(selection, **open_ended), by=by)}")
+
+
+def _called(selection: Selection, part: str, value: Any) -> str:
+    """The name of what a selection is narrowed to; its id where nothing of it is selected."""
+    if part in WITHOUT and value in (NONE, ""):
+        return "none"
+    if part not in IDS or part == "request":
+        return str(value)
+    rows = breakdown(selection, [part]).rows
+    return str(rows[0][part]) if rows else str(value)
+
+
+def _heading(selection: Selection, by: Sequence[str], order: str, figure: str) -> Heading:
+    down = order == f"-{figure}"
+    href = f"?{as_query(selection, by=by, order=figure if down else f'-{figure}')}"
+    sort = "descending" if down else "ascending" if order == figure else ""
+    return Heading(HEADINGS[figure], href, sort)
+
+
+def _row(access: Access, by: Sequence[str], row: Mapping[str, Any], selection: Selection) -> Row:
+    cells = [_cell(part, row) for part in by]
+    cells[0] = replace(cells[0], href=_further(access, selection))
+    return replace(_line(row, _entries_page(access, selection)), cells=cells)
+
+
+def _cell(part: str, row: Mapping[str, Any]) -> Cell:
+    text = str(row[PARTS[part][-1]])
+    if part == "month":
+        text = text[:7]
+    at = datetime.fromisoformat(text) if part == "hour" else None
+    return Cell(text or f"no {part}", "", at, part in row["deleted"])
+
+
+def _further(access: Access, selection: Selection) -> str:
+    """Where it is told of what a part is made: by the next thing, and in the end by its entries."""
+    following = open_parts(selection)
+    if not following:
+        return reverse("portal-request", args=[access.tenant.slug, selection.request_id])
+    if following[0] == "request":
+        return _entries_page(access, selection)
+    here = reverse("portal-usage", args=[access.tenant.slug])
+    return f"{here}?{as_query(selection, by=following[:1])}"
+
+
+def _entries_page(access: Access, selection: Selection) -> str:
+    return f"{reverse('portal-entries', args=[access.tenant.slug])}?{as_query(selection)}"
+
+
+def _line(figures: Mapping[str, Any], entries: str) -> Row:
+    shown = [f"{figures[figure]:,}" for figure in FIGURES]
+    share = estimated_share(figures)
+    estimated = f"{figures['estimated_tokens']:,} ({in_percent(share)})" if share else "none"
+    shown[FIGURES.index("estimated_tokens")] = estimated
+    shown[FIGURES.index("cost_micro_usd")] = usd_in_full(figures["cost_micro_usd"])
+    return Row([], shown[0], shown[1:], entries)
+
+
+def _as_shown(one: Explained) -> dict[str, Any]:
+    entry = one.entry
+    return {
+        "entry": entry,
+        "by_rates": one.by_rates,
+        "lines": [(line.what, *_product(line), exactly_as_usd(line.millionths)) for line in one.lines],
+        "cost": usd_in_full(entry.cost_micro_usd),
+    }
+
+
+def _product(line: Line) -> tuple[str, str]:
+    if line.quantity is None or line.rate is None:
+        return "", ""
+    per = "a second" if line.unit == "ms" else "a million"
+    return f"{line.quantity:,} {line.unit}", f"{usd_in_full(line.rate)} {per}"
+
+
+urlpatterns = [
+    path("usage/", usage, name="portal-usage"),
+    path("usage/entries/", entries, name="portal-entries"),
+    path("requests/<uuid:request_id>/", request_explained, name="portal-request"),
+]
