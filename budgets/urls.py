@@ -1,14 +1,20 @@
 """The management API of this app."""
 
+from django.urls import path
 from rest_framework.routers import SimpleRouter
 
 from budgets.api.kill_switches import KillSwitchViewSet
 from budgets.api.running_calls import RunningCallViewSet
 from budgets.api.statements import StatementViewSet
+from budgets.api.usage import EntryViewSet, UsageViewSet
 
 router = SimpleRouter(use_regex_path=False)
 router.register("kill-switches", KillSwitchViewSet, basename="kill-switch")
 router.register("running-calls", RunningCallViewSet, basename="running-call")
 router.register("statements", StatementViewSet, basename="statement")
 
-urlpatterns = router.urls
+urlpatterns = [
+    path("usage/", UsageViewSet.as_view({"get": "list"}), name="usage"),
+    path("usage/entries/", EntryViewSet.as_view({"get": "list"}), name="usage-entries"),
+    *router.urls,
+]
