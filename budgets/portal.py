@@ -21,22 +21,23 @@ from budgets.explaining import Explained, Line, entries_of, explain, month_after
 from budgets.paging import page_of
 from budgets.pricing import exactly_as_usd, usd_in_full
 from budgets.reading import readable
-from budgets.usage import FIGURES, NONE, PARTS, Selection, breakdown, estimated_share, in_percent
+from budgets.usage import NONE, PARTS, Selection, breakdown, estimated_share, in_percent
 from tenants.access import Access, Reach
 from tenants.portal import tenant_page
 
 # More than anybody reads on one page; the rest is one line.
 MOST_ROWS = 500
 
+# The figures as columns, in their order; on a narrow screen the first are seen first.
 HEADINGS = {
     "requests": "Requests",
-    "input_tokens": "Input tokens",
-    "cached_tokens": "of them cached",
-    "output_tokens": "Output tokens",
-    "thinking_tokens": "of them thinking",
-    "estimated_tokens": "Estimated tokens",
-    "gpu_ms": "GPU time, ms",
     "cost_micro_usd": "Cost, USD",
+    "estimated_tokens": "Estimated tokens",
+    "input_tokens": "Input tokens",
+    "output_tokens": "Output tokens",
+    "cached_tokens": "Cached input",
+    "thinking_tokens": "Thinking",
+    "gpu_ms": "GPU time, ms",
 }
 
 
@@ -98,7 +99,7 @@ def usage(request: HttpRequest, access: Access) -> HttpResponse:
         "parts": list(PARTS),
         "kept": _kept(selection),
         "filters": list(_filters(selection, access, whole.by)),
-        "headings": [_heading(selection, whole.by, order, figure) for figure in FIGURES],
+        "headings": [_heading(selection, whole.by, order, figure) for figure in HEADINGS],
         "rows": [_row(access, whole.by, part.row, part.selection) for part in explained.parts],
         "left_out": whole.left_out,
         "rest": _line(whole.rest, ""),
@@ -228,12 +229,13 @@ def _entries_page(access: Access, selection: Selection) -> str:
 
 
 def _line(figures: Mapping[str, Any], entries: str) -> Row:
-    shown = [f"{figures[figure]:,}" for figure in FIGURES]
     share = estimated_share(figures)
-    estimated = f"{figures['estimated_tokens']:,} ({in_percent(share)})" if share else "none"
-    shown[FIGURES.index("estimated_tokens")] = estimated
-    shown[FIGURES.index("cost_micro_usd")] = usd_in_full(figures["cost_micro_usd"])
-    return Row([], shown[0], shown[1:], entries)
+    shown = {figure: f"{figures[figure]:,}" for figure in HEADINGS} | {
+        "cost_micro_usd": usd_in_full(figures["cost_micro_usd"]),
+        "estimated_tokens": f"{figures['estimated_tokens']:,} ({in_percent(share)})" if share else "none",
+    }
+    requests, *others = (shown[figure] for figure in HEADINGS)
+    return Row([], requests, others, entries)
 
 
 def _as_shown(one: Explained) -> dict[str, Any]:
