@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from budgets import usage
+from budgets.corrections import correct_usage
 from budgets.explaining import DOWN, Explained, entries_of, explain, explain_entry, open_parts
 from budgets.pricing import PER_MILLION, PinnedPrice, usd_in_full
 from budgets.usage import FIGURES, NONE, PARTS, Selection
@@ -208,6 +209,20 @@ def test_the_way_down_leads_to_every_entry_of_a_request():
 
     assert way == list(DOWN)
     assert [one.entry.kind for one in entries_of(selection)] == ["usage", "adjustment", "correction"]
+
+
+def test_what_somebody_corrected_is_a_line_in_their_name_and_in_every_sum():
+    [entry] = book(an_entry())
+    changes = {"output_tokens": -5, "cost_micro_usd": -2}
+
+    correct_usage(request_id=entry.request_id, changes=changes, reason="counted twice", actor="olga")
+
+    _, correction = entries_of(Selection(request_id=entry.request_id))
+    assert (correction.lines[-1].what, correction.by_rates) == ("corrected by olga", True)
+    assert millionths(correction) == -2 * PER_MILLION
+    [from_rollups], [from_ledger] = explain(ALL, ["key"]).parts, explain(ALL, ["key", "run"]).parts
+    for part in (from_rollups, from_ledger):
+        assert (part.row["output_tokens"], part.row["cost_micro_usd"]) == (15, 20)
 
 
 def test_what_belongs_to_nothing_can_be_gone_into():
