@@ -29,6 +29,8 @@ REFUSALS = f"{PARTITION}:refusals"
 SETTLED = f"{PARTITION}:settled"
 DRAINED = f"{PARTITION}:drained"
 CLOCK = f"{PARTITION}:clock"
+DRAINED_AT = f"{PARTITION}:drained-at"
+TALLIES = f"{PARTITION}:tallies"
 
 # Long enough for every late settlement of a period to meet its counter.
 GRACE_SECONDS = 35 * 86_400
@@ -104,8 +106,9 @@ SETTLE = _read("settle")
 STOP = _read("stop")
 ACKNOWLEDGE = _read("acknowledge")
 REBUILD = _read("rebuild")
+TALLY = _read("tally")
 
-SCRIPTS = (RESERVE, HEARTBEAT, PROLONG, RESTORE, SETTLE, STOP, ACKNOWLEDGE, REBUILD)
+SCRIPTS = (RESERVE, HEARTBEAT, PROLONG, RESTORE, SETTLE, STOP, ACKNOWLEDGE, REBUILD, TALLY)
 
 
 def packed(numbers: Sequence[float]) -> bytes:

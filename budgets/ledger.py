@@ -28,7 +28,17 @@ from redis.exceptions import ResponseError
 from audit import months
 from audit.models import RequestEvent
 from budgets import learning
-from budgets.counters import ACKNOWLEDGE, DRAINED, REFUSALS, SETTLED, USAGE, Counter, redis_in_bytes, run_now
+from budgets.counters import (
+    ACKNOWLEDGE,
+    DRAINED,
+    DRAINED_AT,
+    REFUSALS,
+    SETTLED,
+    USAGE,
+    Counter,
+    redis_in_bytes,
+    run_now,
+)
 from budgets.estimators import DEFAULT
 from budgets.models import ArchivedMonth, LedgerEntry, ParkedRecord
 from budgets.open_months import first_of, open_days, share
@@ -92,6 +102,8 @@ def drain() -> int:
         if not batch:
             break
     _drain_refusals()
+    redis = redis_in_bytes()
+    redis.set(DRAINED_AT, redis.time()[0])
     return taken
 
 

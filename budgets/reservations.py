@@ -57,6 +57,7 @@ from budgets.kill_switches import CLOCKS_DIFFER_MS, Switch, stopping
 from budgets.limits import Counting, Limit, Limits, limits_for
 from budgets.pricing import PinnedPrice
 from budgets.settlements import Moments, Settlement, settlement
+from budgets.tallies import tallies
 from budgets.visitors import UNTIL_CHECK, Visitor, with_visitor
 from keys.verification import Caller
 from tenants.clock import TOLERANCE_MS, clock
@@ -656,6 +657,12 @@ async def _end(
         refusal=refusal,
     )
     reservation.booked = end.amounts
+    if usage is not None:
+        tallies.used(
+            reservation.caller.tenant,
+            min(usage.input_tokens, reservation.demand.input_tokens),
+            min(usage.output_tokens, reservation.output_cap),
+        )
     if reservation.loan is not None:
         credit.used(reservation.loan, end)
     _remember(end)

@@ -65,6 +65,11 @@ def keep_on_disk(end: Settlement) -> None:
         logger.critical("settlement lost unless booked by hand: %s", text, exc_info=True)
 
 
+def files_waiting() -> int:
+    """How many settlements wait on this machine's disk."""
+    return sum(1 for _ in settings.SPOOL_DIR.glob(f"*{SUFFIX}"))
+
+
 def replay() -> int:
     """Book what waits in PostgreSQL and on this machine's disk; return how many.
 

@@ -16,13 +16,15 @@ site = get_asgi_application()
 from budgets import refusals, spool  # noqa: E402
 from budgets.epochs import expected  # noqa: E402
 from budgets.estimators import estimators  # noqa: E402
-from config import health  # noqa: E402
+from budgets.tallies import tallies  # noqa: E402
+from config import health, metrics  # noqa: E402
 from config.background import background  # noqa: E402
 from proxy import running, upstream  # noqa: E402
 from proxy.catalog import catalog  # noqa: E402
 from proxy.handler import ProxyHandler, Receive, Scope, Send  # noqa: E402
 from tenants import generations  # noqa: E402
 from tenants.clock import clock  # noqa: E402
+from tenants.quick_settings import settings  # noqa: E402
 
 background.add("models", catalog.keep_fresh)
 background.add("generations", generations.listen)
@@ -31,8 +33,10 @@ background.add("spool", spool.keep_replaying)
 background.add("epoch", expected.keep_vouching)
 background.add("clock", clock.keep_looking)
 background.add("estimators", estimators.keep_fresh)
+background.add("metrics", tallies.keep_handing_over)
 background.add_last("settlements", running.all_settled)
 background.add_last("refusals", refusals.notes.flush)
+background.add_last("metrics", tallies.hand_over)
 background.add_last("connections to upstreams", upstream.close)
 
 # Whatever begins like one of the doors for programs is answered as they
@@ -66,6 +70,8 @@ async def _answer(doors: ProxyHandler, scope: Scope, receive: Receive, send: Sen
         await doors(scope, receive, send)
     elif path in ("/livez", "/readyz"):
         await health.answer(scope, send)
+    elif path == "/metrics" and settings.METRICS_TOKEN:
+        await metrics.answer(scope, send)
     else:
         await site(scope, receive, send)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -19,14 +18,12 @@ from django.db import connection
 from budgets.counters import CLOCK, EPOCH
 from budgets.epochs import expected
 from budgets.exceptions import CountersUnavailable
+from config.asking import Asked, TooSlow
 from proxy.handler import Scope, Send
 from tenants.clock import ClockError, clock
 from tenants.redis import RedisError, redis_async
 
 logger = logging.getLogger(__name__)
-
-GOOD_FOR_SECONDS = 1.0
-PATIENCE_SECONDS = 2.0
 
 
 class Part:
@@ -34,28 +31,18 @@ class Part:
 
     def __init__(self, name: str, ask: Callable[[], Coroutine[Any, Any, object]]) -> None:
         self.name = name
-        self._ask = ask
-        self._asking: asyncio.Task[object] | None = None
-        self._asked_at = 0.0
+        self._asked = Asked(ask)
 
     async def is_well(self) -> bool:
-        """The answer of this second; one that takes longer than ``PATIENCE_SECONDS`` is no."""
-        asking = self._asking
-        known = asking is not None and asking.get_loop() is asyncio.get_running_loop()
-        # One that hangs is not asked again beside it: each would hold one more thread.
-        if (
-            asking is None
-            or not known
-            or (asking.done() and time.monotonic() - self._asked_at > GOOD_FOR_SECONDS)
-        ):
-            self._asked_at = time.monotonic()
-            asking = self._asking = asyncio.create_task(self._ask())
-        await asyncio.wait({asking}, timeout=PATIENCE_SECONDS)
-        if not asking.done():
+        """The answer of this second; one that takes too long is no."""
+        try:
+            await self._asked.answer()
+        except TooSlow:
             return False
-        if (error := asking.exception()) is not None:
-            logger.warning("not ready: %s: %s", self.name, error)
-        return error is None
+        except Exception as exc:  # noqa: BLE001, whatever is wrong with it, it is not well
+            logger.warning("not ready: %s: %s", self.name, exc)
+            return False
+        return True
 
 
 class Readiness:

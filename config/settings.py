@@ -242,6 +242,9 @@ EMAIL_TIMEOUT = 10
 DEFAULT_FROM_EMAIL: str = env.str("EMAIL_FROM", default="tollgate@localhost")
 WEBHOOK_NETWORKS: list[str] = env.list("WEBHOOK_NETWORKS", default=[])
 
+# Metrics: what whoever reads them has to send. Without it there are none to be read.
+METRICS_TOKEN: str = env.str("METRICS_TOKEN", default="")
+
 # Server: how long a stop waits for what runs, and how long a client may take for each thing it does.
 DRAIN_SECONDS: float = env.float("DRAIN_SECONDS", default=30)
 CLIENT_HEADER_SECONDS: float = env.float("CLIENT_HEADER_SECONDS", default=15)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -118,18 +119,20 @@ class Onlooker:
 
     def offered(self) -> list[Installed]:
         """The models that a call of the caller would find; raises ``NoModels``."""
-        return [
-            model
-            for model in catalog.effective(self.caller)
-            if any(self._switch(model.name, name) is None for name in model.upstreams)
-        ]
+        with refusals_of(self.caller):
+            return [
+                model
+                for model in catalog.effective(self.caller)
+                if any(self._switch(model.name, name) is None for name in model.upstreams)
+            ]
 
     def find(self, name: str) -> Target:
         """Where ``name`` runs for the caller; raises as ``Catalog.resolve`` does, and ``Killed``."""
-        target = catalog.resolve(self.caller, name, closed_upstreams(self.switches))
-        if switch := self._switch(target.model.name, target.upstream):
-            raise switch.refusal()
-        return target
+        with refusals_of(self.caller):
+            target = catalog.resolve(self.caller, name, closed_upstreams(self.switches))
+            if switch := self._switch(target.model.name, target.upstream):
+                raise switch.refusal()
+            return target
 
     def _switch(self, model: str, upstream: str) -> Switch | None:
         return stopping(self.switches, clock.now_ms(), model, upstream)
@@ -138,15 +141,26 @@ class Onlooker:
 async def recognise(headers: Headers, meta: Meta) -> Onlooker:
     """Who asks for a listing, which needs no room but a good key."""
     caller = await verification.identify(headers)
-    for _ in range(2):
-        try:
-            switches = await refuse_killed(caller)
-            await catalog.catch_up(caller)
-            guest = guest_of(caller, headers, meta)
-            return Onlooker(caller, await look(caller, guest.visitor if guest else None), switches)
-        except StaleCaller:
-            caller = await verification.reload(caller.public_id)
-    raise CountersUnavailable
+    with refusals_of(caller):
+        for _ in range(2):
+            try:
+                switches = await refuse_killed(caller)
+                await catalog.catch_up(caller)
+                guest = guest_of(caller, headers, meta)
+                return Onlooker(caller, await look(caller, guest.visitor if guest else None), switches)
+            except StaleCaller:
+                caller = await verification.reload(caller.public_id)
+        raise CountersUnavailable
+
+
+@contextmanager
+def refusals_of(caller: Caller) -> Iterator[None]:
+    """Say whose call it was that is refused within."""
+    try:
+        yield
+    except Refusal as refusal:
+        refusal.tenant = caller.tenant
+        raise
 
 
 def closed_upstreams(switches: tuple[Switch, ...]) -> frozenset[str]:
@@ -200,6 +214,7 @@ def _demand(request_id: UUID, call: Call, target: Target, run: str, guest: Guest
 
 def _note(refusal: Refusal, request_id: UUID, caller: Caller, route: Route, model: str, run: str) -> None:
     """Leave a request event, so that people can be told why their call was refused."""
+    refusal.tenant = caller.tenant
     answer = answer_to(refusal)
     refusals.note(
         {

@@ -172,6 +172,10 @@ class Catalog:
             self._put_together()
         return bool(self._models)
 
+    def upstreams(self) -> list[str]:
+        """The names of the upstreams that are enabled."""
+        return sorted(self._addresses)
+
     def started(self, upstream_name: str) -> None:
         """Count a call that runs on an upstream, so that the next one goes to the least busy."""
         self._running[upstream_name] += 1

@@ -269,7 +269,9 @@ def render(refusal: BaseException, dialect: Dialect, request_id: UUID) -> Reply:
         headers["Request-Id"] = str(request_id)
     if isinstance(refusal, LimitReached):
         headers.update(limit_headers(refusal.standing, dialect))
-    return Reply(answer.status, headers, orjson.dumps(_body(refusal, answer, dialect, request_id)))
+    tenant = refusal.tenant if isinstance(refusal, Refusal) else ""
+    body = orjson.dumps(_body(refusal, answer, dialect, request_id))
+    return Reply(answer.status, headers, body, tenant, answer.code)
 
 
 def answer_for(path: str, refusal: BaseException) -> Reply:

@@ -20,6 +20,7 @@ from django.urls import get_resolver
 from django.urls.resolvers import RoutePattern
 from django.utils.functional import cached_property
 
+from budgets.tallies import tallies
 from proxy.errors import answer_for
 from proxy.exceptions import BodyTooLarge
 from proxy.replies import Reply
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 # The extension of a server that calls what the application puts into this list when the client leaves.
 TELLS_OF_LEAVING = "tollgate.leaving"
+
+# What the metrics call every path that has parts or is no door.
+OTHER_ROUTE = "other"
 
 # How much of an answer is handed to the server at once; the server waits in between for a slow client.
 PIECE_BYTES = 2**16
@@ -108,10 +112,20 @@ class ProxyHandler(ASGIHandler):
             reply = answer_for(scope["path"], exc)
             # What is still coming of the body will not be read.
             reply.headers["Connection"] = "close"
+            self._count(scope, reply)
             await send_answer(reply, send)
             return
         async with ends_with_client(scope, receive):
-            await send_answer(await self.answer(scope, body), send)
+            reply = await self.answer(scope, body)
+            self._count(scope, reply)
+            await send_answer(reply, send)
+
+    def _count(self, scope: Scope, reply: Reply) -> None:
+        path = scope["path"]
+        # Of a path that a client made up nothing is told but that it was another one.
+        tallies.answered(reply.tenant, path if path in self._doors else OTHER_ROUTE, reply.status)
+        if reply.refusal:
+            tallies.refused(reply.tenant, reply.refusal)
 
     async def answer(self, scope: Scope, body: bytes) -> Reply:
         """The view's answer; an error's neutral answer when there is none."""

@@ -12,6 +12,7 @@ import httpx
 import orjson
 
 from budgets.exceptions import CallStopped
+from budgets.tallies import tallies
 from proxy import upstream
 from proxy.errors import code_of, last_frame
 from proxy.exceptions import GpuTimeOver, OutputCapPassed, UpstreamFailed
@@ -98,6 +99,8 @@ class Stream:
             outcome, code = "failed", code_of(told)
             yield last_frame(told, self._route)
         finally:
+            if code:
+                tallies.refused(self._running.reservation.caller.tenant, code)
             self._settle(outcome, code)
             await close_quietly(self._response)
             await asyncio.shield(self._settle(outcome, code))

@@ -21,6 +21,7 @@ from budgets.exceptions import HoldLost
 from budgets.heartbeats import Heartbeats, Progress
 from budgets.reservations import finish, release, settle
 from budgets.settlements import Moments
+from budgets.tallies import tallies
 from proxy.admission import Admission
 from proxy.calls import Call
 from proxy.catalog import catalog
@@ -65,6 +66,7 @@ class RunningCall:
         self._last = time.monotonic()
         if self._first_byte is None:
             self._first_byte = self._last
+            tallies.first_byte(self.target.upstream, self._last - self._started)
 
     async def still_runs(self) -> None:
         """Raise what has stopped the call, if this process slept for longer than a lease and something did.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from typing import Any
 from uuid import UUID
 
@@ -18,9 +18,9 @@ from django.http import HttpRequest
 from budgets import quotas
 from budgets.estimators import estimators
 from budgets.exceptions import CallStopped
-from budgets.reservations import Standing
+from budgets.tallies import tallies
 from proxy import human_checks, upstream
-from proxy.admission import Admission, admit, recognise
+from proxy.admission import Admission, Onlooker, admit, recognise
 from proxy.calls import Call, Dialect, Framing, Route
 from proxy.catalog import catalog
 from proxy.clamping import described
@@ -84,6 +84,7 @@ async def infer(
     """One call of a model, streamed or not, from its admission to its last byte."""
     admission = await admit(request_id, request.headers, request.META, route, parse, request.body)
     call, cap = admission.call, admission.reservation.output_cap
+    tenant = admission.reservation.caller.tenant
     # Loading a model is answered by one object, even where a stream was asked for.
     streams = call.stream and not call.loads
     # One and the same for all of the call, whatever is published while it runs.
@@ -98,19 +99,22 @@ async def infer(
         if meter is None:
             answer = await whole_answer(running, response)
             headers = _headers(admission, Framing.NONE)
-            return Reply(200, headers, route.reshape(answer) if route.reshape else answer)
+            return Reply(200, headers, route.reshape(answer) if route.reshape else answer, tenant)
         stream = Stream(running, meter, response)
         await stream.begin()
-        return Reply(200, _headers(admission, route.framing), stream.relay())
+        return Reply(200, _headers(admission, route.framing), stream.relay(), tenant)
     except CallStopped as stopped:
+        stopped.tenant = tenant
         await running.end(outcome_of(stopped), status_of(stopped), None, 0, code_of(stopped))
         raise
     except Refusal as refusal:
+        refusal.tenant = tenant
         # Nothing was delivered, and that was not for the client to help.
         await running.give_back(outcome_of(refusal), status_of(refusal), code_of(refusal))
         raise
     except asyncio.CancelledError:
         # The client left while a model was loading or at work: the prompt is charged by estimate.
+        tallies.answered(tenant, route.path, CLIENT_LEFT)
         await running.end("client_left", CLIENT_LEFT, None, 0)
         raise
     except Exception:
@@ -142,14 +146,14 @@ def _headers(admission: Admission, framing: Framing) -> dict[str, str]:
 async def tags(request: HttpRequest, request_id: UUID) -> Reply:
     """GET /api/tags: the models that this key may call."""
     onlooker = await recognise(request.headers, request.META)
-    return _json({"models": [model.entry for model in onlooker.offered()]}, onlooker.standing)
+    return _json({"models": [model.entry for model in onlooker.offered()]}, onlooker)
 
 
 @door
 async def show(request: HttpRequest, request_id: UUID) -> Reply:
     """POST /api/show: one of these models, without what its maker or operator wrote into it."""
     onlooker = await recognise(request.headers, request.META)
-    return _json(onlooker.find(ollama.parse_show(request.body)).model.shown, onlooker.standing)
+    return _json(onlooker.find(ollama.parse_show(request.body)).model.shown, onlooker)
 
 
 @door
@@ -157,7 +161,7 @@ async def ps(request: HttpRequest, request_id: UUID) -> Reply:
     """GET /api/ps: which of these models are loaded now."""
     onlooker = await recognise(request.headers, request.META)
     allowed = {model.name for model in onlooker.offered()}
-    return _json({"models": await catalog.loaded(allowed)}, onlooker.standing)
+    return _json({"models": await catalog.loaded(allowed)}, onlooker)
 
 
 @door
@@ -177,7 +181,7 @@ async def models(request: HttpRequest, request_id: UUID) -> Reply:
     """GET /v1/models: the models that this key may call."""
     onlooker = await recognise(request.headers, request.META)
     data = [openai.model_object(model.entry) for model in onlooker.offered()]
-    return _json({"object": "list", "data": data}, onlooker.standing, Dialect.OPENAI)
+    return _json({"object": "list", "data": data}, onlooker, Dialect.OPENAI)
 
 
 @door
@@ -185,7 +189,7 @@ async def model(request: HttpRequest, request_id: UUID, name: str) -> Reply:
     """GET /v1/models/{id}: one of them; an id with a slash may be sent percent-encoded or plain."""
     onlooker = await recognise(request.headers, request.META)
     entry = onlooker.find(name).model.entry
-    return _json(openai.model_object(entry), onlooker.standing, Dialect.OPENAI)
+    return _json(openai.model_object(entry), onlooker, Dialect.OPENAI)
 
 
 @door
@@ -194,7 +198,7 @@ async def count_tokens(request: HttpRequest, request_id: UUID) -> Reply:
     onlooker = await recognise(request.headers, request.META)
     call = anthropic.parse_count(request.body)
     estimator = estimators.of(onlooker.find(call.model).model.name)
-    return _json({"input_tokens": call.input_estimate(estimator)}, onlooker.standing, Dialect.ANTHROPIC)
+    return _json({"input_tokens": call.input_estimate(estimator)}, onlooker, Dialect.ANTHROPIC)
 
 
 @door
@@ -204,7 +208,7 @@ async def usage(request: HttpRequest, request_id: UUID) -> Reply:
     told = quotas.told(onlooker.caller, onlooker.standing)
     if onlooker.caller.allowance is not None:
         told["human_check"] = human_checks.offer(onlooker.standing)
-    return _json(told, onlooker.standing, Dialect.OPENAI)
+    return _json(told, onlooker, Dialect.OPENAI)
 
 
 @door
@@ -214,7 +218,10 @@ async def refuse_route(request: HttpRequest, request_id: UUID, **parts: Any) -> 
 
 
 def _json(
-    answer: dict[str, Any], standing: Iterable[Standing] = (), dialect: Dialect = Dialect.OLLAMA
+    answer: dict[str, Any], onlooker: Onlooker | None = None, dialect: Dialect = Dialect.OLLAMA
 ) -> Reply:
-    headers = {"Content-Type": CONTENT_TYPES[Framing.NONE], **limit_headers(standing, dialect)}
-    return Reply(200, headers, orjson.dumps(answer))
+    headers = {"Content-Type": CONTENT_TYPES[Framing.NONE]}
+    if onlooker is None:
+        return Reply(200, headers, orjson.dumps(answer))
+    headers |= limit_headers(onlooker.standing, dialect)
+    return Reply(200, headers, orjson.dumps(answer), onlooker.caller.tenant)

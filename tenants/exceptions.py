@@ -6,5 +6,8 @@ class Refusal(Exception):
 
     Raised by the part that knows the rule, as a fact of the domain. Which
     status, code and sentence a caller gets for it is decided in one table,
-    ``proxy.errors.ANSWERS``.
+    ``proxy.errors.ANSWERS``. ``tenant`` is the slug of whose call it was, where
+    that is known.
     """
+
+    tenant = ""

@@ -196,6 +196,7 @@ def test_every_name_in_redis_is_on_its_page(house: House) -> None:
         eventually(lambda: redis_now().exists("{p0}:catalog:sim"))
         assert house.ada.chat(model="nobody").status_code == 403
         eventually(lambda: redis_now().exists(budgets.counters.REFUSALS))
+        eventually(lambda: redis_now().exists(budgets.counters.TALLIES))
         with service_that_is_away(), pytest.raises(HumanCheckUnavailable):
             asyncio.run(pass_check("a token"))
         with celery.connection_for_write() as broker:
