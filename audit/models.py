@@ -148,3 +148,47 @@ class RequestEvent(models.Model):
 
     def __str__(self) -> str:
         return str(self.request_id)
+
+
+class LoggedPrompt(models.Model):
+    """What one call of a key that opted in said and was answered, until ``expires_at``.
+
+    ``prompt`` and ``answer`` are encrypted (``audit.sealing``); ``audit.prompts``
+    writes and opens them. ``tenant`` and ``key`` are the names as they were.
+    Unlike events and entries such a row is deleted when it has expired, and when
+    its person wants it.
+    """
+
+    request_id = models.UUIDField(primary_key=True)
+    at = models.DateTimeField(help_text="When the call ended.")
+    expires_at = models.DateTimeField(help_text="From this moment nobody can read it.")
+    tenant_id = models.UUIDField()
+    tenant = models.TextField()
+    key_id = models.UUIDField()
+    key = models.TextField(help_text="The key's label.")
+    member_id = models.UUIDField(null=True, help_text="Whose key it was; null: the tenant's own.")
+    prompt = models.BinaryField()
+    answer = models.BinaryField()
+    cut = models.BooleanField(help_text="Something was left out because it was too long.")
+
+    class Meta:
+        ordering = ["-at"]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(expires_at__gt=models.F("at")), name="audit_loggedprompt_expires_after_its_call"
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["expires_at"], name="audit_loggedprompt_expiring"),
+            models.Index(fields=["-at"], name="audit_loggedprompt_newest"),
+            models.Index(fields=["tenant_id", "-at"], name="audit_loggedprompt_of_tenant"),
+            models.Index(fields=["key_id"], name="audit_loggedprompt_of_key"),
+            models.Index(
+                fields=["member_id"],
+                condition=Q(member_id__isnull=False),
+                name="audit_loggedprompt_of_member",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.request_id)

@@ -32,14 +32,10 @@ BATCH = 500
 REMEMBERED_SECONDS = 86_400
 
 # What there is, and how many labels each has.
-REQUESTS, REFUSALS, TOKENS, FIRST_BYTES, FIRST_BYTE_MS = (
-    "requests",
-    "refusals",
-    "tokens",
-    "first_bytes",
-    "first_byte_ms",
-)
-LABELS = {REQUESTS: 3, REFUSALS: 2, TOKENS: 2, FIRST_BYTES: 2, FIRST_BYTE_MS: 1}
+REQUESTS, REFUSALS, TOKENS = "requests", "refusals", "tokens"
+FIRST_BYTES, FIRST_BYTE_MS = "first_bytes", "first_byte_ms"
+DROPPED_PROMPTS = "dropped_prompts"
+LABELS = {REQUESTS: 3, REFUSALS: 2, TOKENS: 2, FIRST_BYTES: 2, FIRST_BYTE_MS: 1, DROPPED_PROMPTS: 0}
 
 # Upper bounds of the times to a first byte, in seconds, as they are told.
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -77,6 +73,10 @@ class Tallies:
         """Count how long a call waited until its upstream answered."""
         self._counts[FIRST_BYTES, upstream, BUCKET_NAMES[bisect_left(BUCKETS, seconds)]] += 1
         self._counts[FIRST_BYTE_MS, upstream] += round(seconds * 1000)
+
+    def dropped_prompts(self, count: int) -> None:
+        """Count calls that the prompt log should have kept and could not."""
+        self._counts[(DROPPED_PROMPTS,)] += count
 
     async def hand_over(self) -> None:
         """Give Redis all that was counted. Raises ``RedisError``; what was not taken is sent again."""

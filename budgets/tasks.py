@@ -5,7 +5,7 @@ from __future__ import annotations
 from celery import shared_task
 from django.utils.timezone import now
 
-from audit import checkpoints, months
+from audit import checkpoints, months, prompts
 from budgets import (
     alerts,
     archives,
@@ -99,3 +99,9 @@ def note_audit() -> None:
 def propose_prices() -> None:
     """In the first week of a month, propose prices from what the last one cost; every hour."""
     price_proposals.propose_last_month()
+
+
+@shared_task(ignore_result=True)
+def forget_prompts() -> None:
+    """Delete from the prompt log what is past its lifetime; every minute."""
+    prompts.forget_expired()

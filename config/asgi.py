@@ -22,6 +22,7 @@ from config.background import background  # noqa: E402
 from proxy import running, upstream  # noqa: E402
 from proxy.catalog import catalog  # noqa: E402
 from proxy.handler import ProxyHandler, Receive, Scope, Send  # noqa: E402
+from proxy.prompt_log import prompt_log  # noqa: E402
 from tenants import generations  # noqa: E402
 from tenants.clock import clock  # noqa: E402
 from tenants.quick_settings import settings  # noqa: E402
@@ -36,6 +37,7 @@ background.add("estimators", estimators.keep_fresh)
 background.add("metrics", tallies.keep_handing_over)
 background.add_last("settlements", running.all_settled)
 background.add_last("refusals", refusals.notes.flush)
+background.add_last("prompt log", prompt_log.flush)
 background.add_last("metrics", tallies.hand_over)
 background.add_last("connections to upstreams", upstream.close)
 

@@ -23,6 +23,7 @@ EVERY = {
     "budgets.tasks.look": 5.0,
     "budgets.tasks.deliver": 5.0,
     "budgets.tasks.close_periods": 60.0,
+    "budgets.tasks.forget_prompts": 60.0,
     "budgets.tasks.trim": 300.0,
     "budgets.tasks.publish_estimators": 300.0,
     "budgets.tasks.forget_visitors": 3600.0,

@@ -206,6 +206,7 @@ COUNTERS = {
     tallies.REQUESTS: ("Answers given at the doors for programs.", ["tenant", "route", "status"]),
     tallies.REFUSALS: ("Refusals told, those within a stream included.", ["tenant", "code"]),
     tallies.TOKENS: ("Tokens of settled calls.", ["tenant", "direction"]),
+    tallies.DROPPED_PROMPTS: ("Calls that the prompt log should have kept and could not.", []),
 }
 
 

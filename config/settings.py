@@ -5,6 +5,7 @@ the two. Nothing else in the project reads the environment.
 """
 
 import zoneinfo
+from base64 import b64decode
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,13 @@ WEBHOOK_NETWORKS: list[str] = env.list("WEBHOOK_NETWORKS", default=[])
 
 # Metrics: what whoever reads them has to send. Without it there are none to be read.
 METRICS_TOKEN: str = env.str("METRICS_TOKEN", default="")
+
+# Prompt log: keys that encrypt it (without one nobody can opt in), and the most that is kept.
+PROMPT_LOG_KEYS = [b64decode(key, validate=True) for key in env.list("PROMPT_LOG_KEYS", default=[])]
+if any(len(key) != 32 for key in PROMPT_LOG_KEYS):
+    raise ImproperlyConfigured("Each of PROMPT_LOG_KEYS is 32 random bytes in base64.")
+PROMPT_LOG_MAX_DAYS: int = env.int("PROMPT_LOG_MAX_DAYS", default=30)
+PROMPT_LOG_MAX_CHARACTERS: int = env.int("PROMPT_LOG_MAX_CHARACTERS", default=65_536)
 
 # Server: how long a stop waits for what runs, and how long a client may take for each thing it does.
 DRAIN_SECONDS: float = env.float("DRAIN_SECONDS", default=30)

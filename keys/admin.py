@@ -1,19 +1,26 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 from django.contrib import admin, messages
 from django.contrib.admin.options import InlineModelAdmin
+from django.core.exceptions import ValidationError
 from django.db.models import Model, Q, QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
+from django.urls import URLPattern, path
 from django.utils.timezone import now
 
-from audit.admin import ask_reason
+from audit.admin import ReadOnlyAdmin, ask_reason
+from audit.models import LoggedPrompt
+from audit.sealing import Unreadable
 from keys import services
-from keys.models import AnonymousAccess, ApiKey, KeySecret, PolicyRule
+from keys.models import AnonymousAccess, ApiKey, KeySecret, PolicyRule, PromptRules
+from keys.prompts import check_lifetime, find_prompt, read_prompt, set_prompt_rules
 from tenants import generations
 from tenants.forms import WhichModelsForm
+from tenants.models import User
 
 ANONYMOUS_LIMITS = ("visitor_tokens", "address_tokens", "address_streams", "check_after")
 
@@ -21,6 +28,15 @@ ANONYMOUS_LIMITS = ("visitor_tokens", "address_tokens", "address_streams", "chec
 class KeyForm(WhichModelsForm):
     silence = "As the tenant says"
     allow_all_when_silent = None
+
+    def clean_prompt_log_days(self) -> int | None:
+        days: int | None = self.cleaned_data["prompt_log_days"]
+        if days != self.instance.prompt_log_days:
+            try:
+                check_lifetime(days)
+            except ValidationError as exc:
+                raise ValidationError(exc.messages) from exc
+        return days
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -72,6 +88,7 @@ class ApiKeyAdmin(admin.ModelAdmin):
         "may_call",
         "listed",
         "expires_at",
+        "prompt_log_days",
         "created_at",
         "revoked_at",
         "revoked_reason",
@@ -203,3 +220,67 @@ class AnonymousAccessAdmin(admin.ModelAdmin):
         names = ("enabled", "models", *ANONYMOUS_LIMITS, "warning_percent")
         changes = {name: getattr(obj, name) for name in names}
         services.set_anonymous_access(tenant=obj.tenant, actor=str(request.user), **changes)
+
+
+@admin.register(PromptRules)
+class PromptRulesAdmin(admin.ModelAdmin):
+    """Who may read what is kept of a tenant's calls, and what is left out of it."""
+
+    fields = ["tenant", "readers", "redactions"]
+    list_display = ["tenant", "readers", "redactions"]
+    list_select_related = ["tenant"]
+    search_fields = ["tenant__slug"]
+    autocomplete_fields = ["tenant"]
+    show_full_result_count = False
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
+        return ["tenant"] if obj else []
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def save_model(self, request: HttpRequest, obj: PromptRules, form: Any, change: bool) -> None:
+        changes = {"readers": obj.readers, "redactions": obj.redactions}
+        set_prompt_rules(tenant=obj.tenant, actor=str(request.user), **changes)
+
+
+@admin.register(LoggedPrompt)
+class LoggedPromptAdmin(ReadOnlyAdmin):
+    """Of which calls something is kept. What it is shows only the page that asks for a reason first."""
+
+    fields = ["request_id", "at", "expires_at", "tenant", "key", "cut"]
+    list_display = ["at", "request_id", "tenant", "key", "expires_at", "cut"]
+    list_filter = ["at"]
+    search_fields = ["=tenant", "=key"]
+    search_help_text = "Id of a request, key or tenant, or a whole tenant or key"
+    id_fields = ("request_id", "key_id", "tenant_id")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[LoggedPrompt]:
+        return super().get_queryset(request).defer("prompt", "answer").filter(expires_at__gt=now())
+
+    def get_urls(self) -> list[URLPattern]:
+        page = self.admin_site.admin_view(self.read)
+        return [path("<uuid:request_id>/read/", page, name="audit_loggedprompt_read"), *super().get_urls()]
+
+    def read(self, request: HttpRequest, request_id: UUID) -> HttpResponse:
+        """Ask for a reason, and show prompt and answer once there is one."""
+        user = cast("User", request.user)
+        context = {**self.admin_site.each_context(request), "title": "Read prompt", "opts": self.opts}
+        try:
+            context["row"] = find_prompt(request_id=request_id, roles=user)
+            if request.method == "POST":
+                context["reading"] = read_prompt(
+                    request_id=request_id,
+                    roles=user,
+                    actor=str(user),
+                    reason=request.POST.get("reason", ""),
+                )
+        except LoggedPrompt.DoesNotExist as exc:
+            raise Http404 from exc
+        except ValidationError as exc:
+            context["trouble"] = " ".join(exc.messages)
+        except Unreadable as exc:
+            context["trouble"] = f"It cannot be read: {exc}."
+        return TemplateResponse(
+            request, "admin/audit/loggedprompt/read.html", context, headers={"Cache-Control": "no-store"}
+        )

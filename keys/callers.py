@@ -8,7 +8,7 @@ from uuid import UUID
 from django.db import connection, transaction
 from django.db.models import F, Q
 
-from keys.models import AnonymousAccess, ApiKey, KeySecret, PolicyRule
+from keys.models import AnonymousAccess, ApiKey, KeySecret, PolicyRule, PromptRules
 from keys.policies import Policy, together
 from tenants import generations
 from tenants.models import Tenant
@@ -39,6 +39,9 @@ class Caller:
     member's user is disabled. ``policy`` has the options that anybody said
     something about.
 
+    ``prompt_log_days`` is for how long the prompt log keeps what its calls say,
+    None for not at all; ``redactions`` are the templates of what it leaves out.
+
     The visitors of a tenant, who have no secret, are one caller together, with
     an ``allowance``; None for everybody else.
     """
@@ -64,6 +67,8 @@ class Caller:
     tenant_generation: int
     platform_generation: int
     allowance: Allowance | None = None
+    prompt_log_days: int | None = None
+    redactions: tuple[str, ...] = ()
 
     @property
     def generations(self) -> dict[str, int]:
@@ -153,4 +158,11 @@ def _caller(key: ApiKey, secret: KeySecret | None) -> Caller:
         policy=policy_of(key.tenant_id, key.pk),
         tenant_generation=numbers[subject],
         platform_generation=numbers[generations.PLATFORM],
+        prompt_log_days=key.prompt_log_days,
+        redactions=() if key.prompt_log_days is None else _redactions_of(tenant),
     )
+
+
+def _redactions_of(tenant: Tenant) -> tuple[str, ...]:
+    rules = PromptRules.objects.filter(tenant=tenant).first()
+    return tuple(rules.redactions) if rules else ()

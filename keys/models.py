@@ -4,6 +4,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
+from audit.redaction import LONGEST_TEMPLATE, MOST_TEMPLATES, check_template
 from keys.policies import OPTIONS
 from tenants.ids import new_id
 from tenants.models import Member, Tenant
@@ -42,6 +43,11 @@ class ApiKey(models.Model):
     expires_at = models.DateTimeField(
         null=True, blank=True, help_text="From this moment the key is refused. Empty: it never expires."
     )
+    prompt_log_days = models.PositiveSmallIntegerField(
+        null=True,
+        blank=True,
+        help_text="For how many days prompts and answers of its calls are kept, encrypted. Empty: never.",
+    )
     revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
     revoked_reason = models.TextField(blank=True, editable=False)
     # The last field, because from here on the name is no longer Django's module.
@@ -75,6 +81,11 @@ class ApiKey(models.Model):
             models.CheckConstraint(
                 condition=Q(kind="secret") | Q(kind="anonymous", member=None, allow_all_models=False),
                 name="keys_apikey_anonymous_belongs_to_the_tenant",
+            ),
+            models.CheckConstraint(
+                condition=Q(prompt_log_days=None) | Q(prompt_log_days__gte=1, kind="secret"),
+                name="keys_apikey_prompts_are_kept_for_days",
+                violation_error_message="Prompts are kept for a day or more, and never those of visitors.",
             ),
             # What a row about a key of a tenant may point at with both columns.
             models.UniqueConstraint(fields=["id", "tenant"], name="keys_apikey_with_its_tenant"),
@@ -291,3 +302,51 @@ class AnonymousAccess(models.Model):
 
     def __str__(self) -> str:
         return f"anonymous access of {self.tenant}"
+
+
+PROMPT_READERS = (*Member.Role.values, "operator")
+
+
+class PromptRules(models.Model):
+    """Who may read what the prompt log has of a tenant, and what is taken out before it is kept.
+
+    ``readers`` are roles of its members, and ``operator``; nobody without a row.
+    ``redactions`` are templates of ``audit.redaction``.
+    """
+
+    tenant = models.OneToOneField(Tenant, on_delete=models.CASCADE, primary_key=True, related_name="+")
+    readers = ArrayField(
+        models.CharField(max_length=10, choices=[(role, role) for role in PROMPT_READERS]),
+        default=list,
+        blank=True,
+        help_text="Roles, and operator, separated by commas. Empty: nobody.",
+    )
+    redactions = ArrayField(
+        models.CharField(max_length=LONGEST_TEMPLATE),
+        default=list,
+        blank=True,
+        help_text="Such as EMP-####: # is a digit, @ a letter, ? either, + up to 32 of what is before it.",
+    )
+
+    class Meta:
+        verbose_name_plural = "prompt rules"
+        ordering = ["tenant__slug"]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(readers__contained_by=list(PROMPT_READERS)),
+                name="keys_promptrules_readers_are_roles",
+                violation_error_message="Readers are owner, admin, member, finance and operator.",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"prompt rules of {self.tenant}"
+
+    def clean(self) -> None:
+        try:
+            for template in self.redactions:
+                check_template(template)
+        except ValueError as exc:
+            raise ValidationError({"redactions": str(exc)}) from exc
+        if len(self.redactions) > MOST_TEMPLATES:
+            raise ValidationError({"redactions": f"{MOST_TEMPLATES} templates at most."})

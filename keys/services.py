@@ -10,6 +10,7 @@ from django.views.decorators.debug import sensitive_variables
 from audit.recording import record
 from keys import secrets
 from keys.models import AnonymousAccess, ApiKey, KeySecret, PolicyRule
+from keys.prompts import check_lifetime
 from tenants import generations
 from tenants.models import Member, Tenant
 
@@ -25,6 +26,7 @@ def issue_key(
     expires_at: datetime | None = None,
     allow_all_models: bool | None = None,
     models: list[str] | None = None,
+    prompt_log_days: int | None = None,
 ) -> tuple[ApiKey, str]:
     """Create a key of ``tenant``, or of one of its members, and return it with its secret.
 
@@ -40,7 +42,9 @@ def issue_key(
         expires_at=expires_at,
         allow_all_models=allow_all_models,
         models=models,
+        prompt_log_days=prompt_log_days,
     )
+    check_lifetime(prompt_log_days)
     key.full_clean()
     key.save(force_insert=True)
     public_id, secret = secrets.mint()
@@ -56,6 +60,7 @@ def issue_key(
         expires_at=expires_at,
         allow_all_models=allow_all_models,
         models=models,
+        prompt_log_days=prompt_log_days,
     )
     transaction.on_commit(generations.project_quietly)
     return key, secret
@@ -63,7 +68,7 @@ def issue_key(
 
 @transaction.atomic
 def change_key(*, key: ApiKey, actor: str, **changes: Any) -> ApiKey:
-    """Give a key another ``label``, ``expires_at``, ``allow_all_models`` or ``models``.
+    """Give a key another ``label``, ``expires_at``, ``allow_all_models``, ``models`` or ``prompt_log_days``.
 
     Returns the key as it is then. Raises ``ValidationError`` for values a key cannot have.
     """
@@ -71,6 +76,8 @@ def change_key(*, key: ApiKey, actor: str, **changes: Any) -> ApiKey:
     before = {name: getattr(key, name) for name in changes}
     for name, value in changes.items():
         setattr(key, name, value)
+    if changes.get("prompt_log_days") != before.get("prompt_log_days"):
+        check_lifetime(key.prompt_log_days)
     key.full_clean()
     key.save(update_fields=list(changes))
     record(

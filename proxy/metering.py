@@ -14,6 +14,7 @@ and the OpenAI and Anthropic references (``usage`` of a chunk, of
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, TypeGuard
 
 import orjson
@@ -382,19 +383,22 @@ def _event(frame: bytes) -> dict[str, Any]:
 
 def text_in(value: Any) -> int:
     """UTF-8 bytes of the generated text in an answer or a part of one."""
+    return sum(len(text.encode()) for text in texts_in(value))
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """The generated text in an answer or a part of one, piece by piece."""
     if isinstance(value, list):
-        return sum(text_in(item) for item in value)
-    if not isinstance(value, dict):
-        return 0
-    size = 0
-    for name, item in value.items():
-        if name in _TEXT and isinstance(item, str):
-            size += len(item.encode())
-        elif name in _WRITTEN:
-            size += len(item.encode() if isinstance(item, str) else orjson.dumps(item))
-        elif name in _NESTED:
-            size += text_in(item)
-    return size
+        for item in value:
+            yield from texts_in(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if name in _TEXT and isinstance(item, str):
+                yield item
+            elif name in _WRITTEN:
+                yield item if isinstance(item, str) else orjson.dumps(item).decode()
+            elif name in _NESTED:
+                yield from texts_in(item)
 
 
 _TEXT = frozenset({"content", "response", "thinking", "reasoning", "text", "delta", "partial_json"})

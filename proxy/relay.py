@@ -41,6 +41,7 @@ class Stream:
         self._beginning = b""
         self._trouble: Refusal | None = None
         self._settling: asyncio.Task[None] | None = None
+        self._transcript = running.transcript
 
     async def begin(self) -> None:
         """Read until there is something to pass on.
@@ -119,6 +120,8 @@ class Stream:
             if not any(passed):
                 raise
             self._trouble = refusal
+        if self._transcript is not None:
+            self._transcript.add_frames(passed)
         return b"".join(passed)
 
     def _goes_on(self) -> bool:
@@ -162,6 +165,8 @@ async def whole_answer(running: RunningCall, response: httpx.Response) -> bytes:
         raise running.stopped_by or refusal from refusal
     finally:
         await close_quietly(response)
+    if running.transcript is not None:
+        running.transcript.add(answer)
     size = text_in(answer)
     estimate = running.estimator.answer_tokens(size)
     await running.end("completed", 200, counters_in(answer), estimate, output_bytes=size)

@@ -27,6 +27,8 @@ from proxy.calls import Call
 from proxy.catalog import catalog
 from proxy.exceptions import GpuTimeOver, UpstreamTimeout
 from proxy.metering import Counters, Meter, usage_of
+from proxy.prompt_log import prompt_log
+from proxy.transcripts import transcript_of
 from tenants.exceptions import Refusal
 from tenants.quick_settings import settings
 from tenants.redis import RedisError
@@ -53,6 +55,7 @@ class RunningCall:
         self._first_byte: float | None = None
         self._waiting: asyncio.Timeout | None = None
         self._ended = False
+        self.transcript = transcript_of(call, self.reservation)
         _running.add(self)
         catalog.started(self.target.upstream)
         heartbeats.watch(self.reservation, self.progress)
@@ -152,6 +155,8 @@ class RunningCall:
         _running.discard(self)
         catalog.ended(self.target.upstream)
         heartbeats.unwatch(self.reservation)
+        if self.transcript is not None:
+            prompt_log.offer(self.transcript)
         return True
 
     def _moments(self) -> Moments:

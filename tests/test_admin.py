@@ -8,7 +8,7 @@ from django.db import models
 from django.test import Client
 from django.urls import reverse
 
-from audit.models import AuditEvent, RequestEvent
+from audit.models import AuditEvent, LoggedPrompt, RequestEvent
 from budgets.models import (
     ArchivedMonth,
     Budget,
@@ -26,7 +26,7 @@ from budgets.models import (
     UpstreamCost,
     UsageRollup,
 )
-from keys.models import ApiKey
+from keys.models import ApiKey, PromptRules
 from proxy.models import ModelAlias, Upstream
 from proxy.services import save_upstream
 from tenants.models import Member, Team, Tenant, User
@@ -34,11 +34,11 @@ from tests.conftest import House
 
 READ_ONLY: set[type[models.Model]] = {
     AuditEvent, RequestEvent, LedgerEntry, UsageRollup, BudgetPeriod, PeriodClosing, ParkedRecord,
-    RunningCall, PriceProposal, Statement, ArchivedMonth,
+    RunningCall, PriceProposal, Statement, ArchivedMonth, LoggedPrompt,
 }  # fmt: skip
 OURS: set[type[models.Model]] = {
     Tenant, Team, Member, User, ApiKey, Upstream, ModelAlias, Budget, RateLimit, Price, KillSwitch,
-    UpstreamCost, ClosedMonth,
+    UpstreamCost, ClosedMonth, PromptRules,
     *READ_ONLY,
 }  # fmt: skip
 

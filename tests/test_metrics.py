@@ -44,6 +44,7 @@ LABELS = {
     "tollgate_upstream_up": {"upstream"},
     "tollgate_up": {"store"},
     "tollgate_build_info": {"version"},
+    "tollgate_dropped_prompts": set(),
     "tollgate_running_calls": set(),
     "tollgate_expired_holds": set(),
     "tollgate_ledger_waiting_records": set(),
