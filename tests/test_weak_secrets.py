@@ -37,6 +37,14 @@ def test_what_protects_nothing_is_named(key, pepper, told):
     assert key not in found
 
 
+@pytest.mark.parametrize(("token", "weak"), [("", False), (GOOD[:19], True), (GOOD[:20], False)])
+def test_a_token_for_metrics_that_can_be_guessed_is_named(token, weak):
+    with override_settings(SECRET_KEY=GOOD, KEY_PEPPER=OTHER, METRICS_TOKEN=token):
+        found = " ".join(weaknesses())
+
+    assert ("METRICS_TOKEN" in found) is weak
+
+
 @pytest.mark.parametrize(("debug", "serves"), [("false", False), ("true", True)])
 def test_serve_refuses_them_but_for_debugging(debug, serves):
     arguments = [sys.executable, str(ROOT / "manage.py"), "serve", "--port", "0"]
