@@ -603,6 +603,8 @@ def everything_in_redis() -> Iterator[str]:
     redis: Any = redis_now()
     for key in redis.scan_iter():
         kind = redis.type(key).decode()
+        if kind == "none":  # its time was over meanwhile
+            continue
         name, *arguments = ranges[kind] if kind in ranges else (readers[kind],)
         yield f"{key!r} {getattr(redis, name)(key, *arguments)!r}"
 
