@@ -156,6 +156,14 @@ class Days:
             if number == 0 or since <= moment
         )
 
+    def begin(self, day: date) -> tuple[int, ZoneInfo]:
+        """The first second that is reported under ``day`` or a later date, and the zone followed then."""
+        ends = [since for since, _ in self.zones[1:]]
+        begins = [max(since, _begin(zone, day)) for since, zone in self.zones]
+        # A zone is left with the end of a day, so the next one may begin in that very second.
+        begin = next((begin for begin, end in zip(begins, ends, strict=False) if begin <= end), begins[-1])
+        return begin, next(zone for since, zone in reversed(self.zones) if since <= max(begin, 0))
+
 
 def current(kind: str, seconds: int | None, zone: ZoneInfo, week_start: int, moment: float) -> Period:
     """The period of ``kind`` that contains ``moment`` (seconds since 1970).
