@@ -19,6 +19,7 @@ from budgets import (
     sweeping,
     visitors,
 )
+from budgets.exports import jobs
 
 
 @shared_task(ignore_result=True)
@@ -50,6 +51,18 @@ def look() -> None:
 def deliver() -> None:
     """Send what people are told; every few seconds."""
     deliveries.deliver()
+
+
+@shared_task(ignore_result=True)
+def make_exports() -> None:
+    """Make the files that people ordered; every few seconds."""
+    jobs.make_exports()
+
+
+@shared_task(ignore_result=True)
+def expire_exports() -> None:
+    """Delete those whose time is over; every few minutes."""
+    jobs.expire_exports()
 
 
 @shared_task(ignore_result=True)

@@ -22,6 +22,8 @@ EVERY = {
     "budgets.tasks.ensure_epoch": 5.0,
     "budgets.tasks.look": 5.0,
     "budgets.tasks.deliver": 5.0,
+    "budgets.tasks.make_exports": 2.0,
+    "budgets.tasks.expire_exports": 300.0,
     "budgets.tasks.close_periods": 60.0,
     "budgets.tasks.forget_prompts": 60.0,
     "budgets.tasks.trim": 300.0,

@@ -33,6 +33,7 @@ class DataDirectory:
         self.path = path.resolve()
         self.logs = self.path / "logs"
         self.spool = self.path / "spool"
+        self.exports = self.path / "exports"
         self.postgres = self.path / "postgres"
         self.valkey = self.path / "valkey"
         self.environment_file = self.path / "quickstart.env"

@@ -40,7 +40,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What goes into quickstart.env, in this order.
 REMEMBERED = [
     "GATEWAY_URL", "DEMO_KEY", "DATABASE_URL", "REDIS_URL", "OLLAMA_URL", "ADMIN_USER", "ADMIN_PASSWORD",
-    "SECRET_KEY", "KEY_PEPPER", "SPOOL_DIR",
+    "SECRET_KEY", "KEY_PEPPER", "SPOOL_DIR", "EXPORT_DIR",
 ]  # fmt: skip
 
 
@@ -106,6 +106,7 @@ def _environment(
         "SECRET_KEY": remembered.get("SECRET_KEY") or secrets.token_urlsafe(48),
         "KEY_PEPPER": remembered.get("KEY_PEPPER") or secrets.token_urlsafe(48),
         "SPOOL_DIR": str(data.spool),
+        "EXPORT_DIR": str(data.exports),
         # What is set to nothing is as good as not set.
         **{name: value for name, value in os.environ.items() if value},
         "GATEWAY_URL": f"http://{_reachable(options.host)}:{port}",

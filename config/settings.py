@@ -216,6 +216,8 @@ LEDGER_KEEP_MONTHS: int | None = int(_KEPT) if _KEPT else None
 if LEDGER_KEEP_MONTHS is not None and LEDGER_KEEP_MONTHS < 2:
     raise ImproperlyConfigured("LEDGER_KEEP_MONTHS is 2 or more, or empty")
 ARCHIVE_DIR = Path(env.str("ARCHIVE_DIR", default=str(BASE_DIR / ".data" / "archive")))
+# Files of usage, where web processes and the worker both see them.
+EXPORT_DIR = Path(env.str("EXPORT_DIR", default=str(BASE_DIR / ".data" / "exports")))
 
 # Visitors: whose word counts for where a request comes from, and who tells humans from robots.
 TRUSTED_PROXIES = [ip_network(network) for network in env.list("TRUSTED_PROXIES", default=[])]

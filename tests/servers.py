@@ -73,6 +73,7 @@ def _prepare(cleanup: contextlib.ExitStack) -> None:
         "SECRET_KEY": secrets.token_hex(32),
         "KEY_PEPPER": secrets.token_hex(32),
         "SPOOL_DIR": str(directory / "spool"),
+        "EXPORT_DIR": str(directory / "exports"),
         **RELAXED,
     }
     for name, value in defaults.items():
@@ -80,9 +81,10 @@ def _prepare(cleanup: contextlib.ExitStack) -> None:
 
 
 def _take_own_share(number: int) -> None:
-    """Move this xdist worker to a Redis database and a spool directory of its own."""
+    """Move this xdist worker to a Redis database and directories of its own."""
     os.environ["REDIS_URL"] = os.environ["TOLLGATE_TEST_REDIS"].removesuffix("/0") + f"/{number + 1}"
-    os.environ["SPOOL_DIR"] += f"-{number}"
+    for name in ("SPOOL_DIR", "EXPORT_DIR"):
+        os.environ[name] += f"-{number}"
 
 
 def _throw_away_directory(cleanup: contextlib.ExitStack) -> Path:

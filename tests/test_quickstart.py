@@ -23,7 +23,7 @@ from config.embedded import free_port
 from config.supervisor import PartError, Supervisor
 
 # What the tests' own servers are named by; a quickstart has to begin without them.
-OURS = ("DATABASE_URL", "REDIS_URL", "OLLAMA_URL", "SECRET_KEY", "KEY_PEPPER", "SPOOL_DIR")
+OURS = ("DATABASE_URL", "REDIS_URL", "OLLAMA_URL", "SECRET_KEY", "KEY_PEPPER", "SPOOL_DIR", "EXPORT_DIR")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from budgets.models.books import (
 )
 from budgets.models.costs import PriceProposal, UpstreamCost
 from budgets.models.estimates import Estimate, EstimateSample, Side
+from budgets.models.exports import Export
 from budgets.models.limits import (
     Budget,
     BudgetChange,
@@ -69,6 +70,7 @@ __all__ = [
     "Delivery",
     "Estimate",
     "EstimateSample",
+    "Export",
     "Happening",
     "KillSwitch",
     "KillSwitchLift",

@@ -1,0 +1,61 @@
+"""Letting an export be written aside: in a thread of its own, on a database connection of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+
+from django.db import connection
+
+from budgets.exports.writing import Writing
+
+
+class OwnThread:
+    """The pieces of an export, made in a thread only when they are asked for; ``close`` it in any case.
+
+    Whoever asks can wait for them on an event loop, or do something else
+    meanwhile. Closed before its end, the database is told to stop.
+    """
+
+    def __init__(self, writing: Writing) -> None:
+        self._pieces = iter(writing)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="export")
+
+    def close(self) -> None:
+        """End it, without waiting for that; a repeat changes nothing."""
+        with suppress(RuntimeError):
+            self._thread.submit(self._end)
+        self._thread.shutdown(wait=False)
+
+    def _end(self) -> None:
+        try:
+            self._pieces.close()
+        finally:
+            # Nobody but this thread could give it back.
+            connection.close()
+
+    def _next(self) -> Future[bytes | None]:
+        return self._thread.submit(next, self._pieces, None)
+
+    def with_pauses(self, seconds: float) -> Iterator[bytes]:
+        """The pieces; an empty one whenever the next has not come after so many seconds."""
+        coming = self._next()
+        while True:
+            try:
+                piece = coming.result(timeout=seconds)
+            except TimeoutError:
+                if coming.done():
+                    raise
+                yield b""
+                continue
+            if piece is None:
+                return
+            yield piece
+            coming = self._next()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while (piece := await asyncio.wrap_future(self._next())) is not None:
+            if piece:
+                yield piece
