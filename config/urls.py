@@ -14,4 +14,5 @@ urlpatterns = [
     path("portal/", include("tenants.portal")),
     path("portal/", include("budgets.portal_statements")),
     path("portal/<slug:slug>/", include("budgets.portal")),
+    path("portal/", include("budgets.exports.portal")),
 ]

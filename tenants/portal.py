@@ -8,7 +8,7 @@ from typing import Any, Concatenate
 
 from django.contrib.auth.decorators import login_required
 from django.db.models import Q
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
 from django.urls import path
 
@@ -17,10 +17,10 @@ from tenants.access import Access, access_to, tenants_of
 # Operators see more than fit on a page, and search.
 MOST_LISTED = 100
 
-Page = Callable[Concatenate[HttpRequest, Access, ...], HttpResponse]
+Page = Callable[Concatenate[HttpRequest, Access, ...], HttpResponseBase]
 
 
-def tenant_page(page: Page) -> Callable[..., HttpResponse]:
+def tenant_page(page: Page) -> Callable[..., HttpResponseBase]:
     """A view under ``/portal/<slug>/`` that is given the visitor's ``Access`` instead of the slug.
 
     Strangers are asked to sign in. A tenant that is not there and one that is
@@ -29,7 +29,7 @@ def tenant_page(page: Page) -> Callable[..., HttpResponse]:
 
     @wraps(page)
     @login_required
-    def of_tenant(request: HttpRequest, slug: str, **parts: Any) -> HttpResponse:
+    def of_tenant(request: HttpRequest, slug: str, **parts: Any) -> HttpResponseBase:
         access = access_to(request.user, slug)
         if access is None:
             raise Http404

@@ -341,7 +341,7 @@ def an_admissible_entry(draw: st.DrawFn) -> dict[str, Any]:
         )
     )
     input_tokens, output_tokens, gpu_ms = draw(TOKENS), draw(TOKENS), draw(st.integers(0, 10**7))
-    entry = {
+    entry: dict[str, Any] = {
         "price": price,
         "input_tokens": input_tokens,
         "cached_tokens": draw(st.integers(0, input_tokens)),

@@ -99,6 +99,16 @@ def test_sums_are_those_of_pages_and_answers_line_by_line(acme: Tenant, profile:
     assert sum(int(row["entries"]) for row in rows) == 5
 
 
+def test_what_was_renamed_is_one_row_with_its_last_name(acme: Tenant) -> None:
+    an_entry(acme, key="z, as it was called first")
+    an_entry(acme, key="a, as it is called now", member="ada")
+
+    [row] = rows_of(an_order(acme, "key"))
+
+    assert (row["key"], row["member"]) == ("a, as it is called now", "ada")
+    assert row["entries"] == "2"
+
+
 def test_a_row_of_a_request_has_all_that_explains_its_cost(acme: Tenant) -> None:
     entry = an_entry(
         acme,

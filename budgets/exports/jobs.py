@@ -201,7 +201,7 @@ def _make(export: Export) -> None:
 def _write(export: Export, order: Order, part: Path) -> Writing:
     writing = Writing(order)
     told_at = time.monotonic()
-    with closing(OwnThread(writing)) as pieces, part.open("wb") as file:
+    with closing(OwnThread(iter(writing))) as pieces, part.open("wb") as file:
         for piece in pieces.with_pauses(TELLING_SECONDS):
             file.write(piece)
             if time.monotonic() - told_at >= TELLING_SECONDS:

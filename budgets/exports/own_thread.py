@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 from django.db import connection
 
-from budgets.exports.writing import Writing
-
 
 class OwnThread:
-    """The pieces of an export, made in a thread only when they are asked for; ``close`` it in any case.
+    """What a generator makes, made in a thread only when it is asked for; ``close`` it in any case.
 
-    Whoever asks can wait for them on an event loop, or do something else
-    meanwhile. Closed before its end, the database is told to stop.
+    Whoever asks can wait for it on an event loop, or do something else
+    meanwhile. An export that is closed before its end lets the database stop.
     """
 
-    def __init__(self, writing: Writing) -> None:
-        self._pieces = iter(writing)
+    def __init__(self, pieces: Generator[bytes]) -> None:
+        self._pieces = pieces
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="export")
 
     def close(self) -> None:

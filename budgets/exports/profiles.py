@@ -76,35 +76,40 @@ ORDER BY e.day, e.ended_at, e.id"""  # noqa: S608
     return sql, [*days.parameters(), *parameters]
 
 
-def _summed(*by: str, with_day: bool = False) -> Callable[[Selection, Calendars], Query]:
-    """A query that has one row for each tenant and each of what ``by`` names."""
-    group = ["tenant_id", "tenant", *by]
-    # Names in the order of their code points, which is the same on every server.
-    names = [f'e.{name} COLLATE "C"' for name in group if not name.endswith("_id") and name != "day"]
-    order = ", ".join([*(["e.day"] if with_day else []), *names, *(f"e.{name}" for name in group)])
+def _summed(*by: str, names: tuple[str, ...] = ()) -> Callable[[Selection, Calendars], Query]:
+    """A query that has one row for each tenant and each of what ``by`` tells apart.
+
+    What has an id has the name that it had last, by which ``names`` are known too.
+    """
+    group = ("tenant_id", *by)
+    grouped = ", ".join(f"e.{column}" for column in group)
     sums = {figure: f"sum(e.{figure})" for figure in FIGURES} | {
         "entries": "count(*)",
         "estimated_tokens": f"sum({ESTIMATED_TOKENS})",
         "cost_usd": "sum(e.cost_micro_usd)",
+        "newest": "max(e.id)",
     }
-    selected = ", ".join(f"{expression} AS {name}" for name, expression in sums.items())
+    summed = ", ".join(f"{expression} AS {name}" for name, expression in sums.items())
+    named = ", ".join(f"newest.{name}" for name in ("tenant", *names))
+    # By code points, which is the same on every server.
+    order = [
+        *(["e.day"] if "day" in by else []),
+        *(f'newest.{name} COLLATE "C"' for name in ("tenant", *names)),
+        *(f"e.{column}" for column in group),
+    ]
 
     def query(selection: Selection, days: Calendars) -> Query:
         entries, parameters = entries_of(selection)
-        grouped = ", ".join(f"e.{name}" for name in group)
-        zone, cte, join, before = "", "", "", []
-        if with_day:
-            zone, cte, join = (
-                ", coalesce(of_day.time_zone, 'UTC') AS time_zone",
-                f"WITH {calendars.CTE}",
-                calendars.JOIN,
-            )
-            before = days.parameters()
+        cte, join, zone, before = "", "", "", []
+        if "day" in by:
+            cte, join, before = f"WITH {calendars.CTE}", calendars.JOIN, days.parameters()
+            zone = ", coalesce(of_day.time_zone, 'UTC') AS time_zone"
         sql = f"""
 {cte}
-SELECT {grouped} {zone}, {selected} FROM ({entries}) AS e {join}
-GROUP BY {grouped}{", of_day.time_zone" if with_day else ""}
-ORDER BY {order}"""  # noqa: S608
+SELECT e.*, {named}{zone}
+FROM (SELECT {grouped}, {summed} FROM ({entries}) AS e GROUP BY {grouped}) AS e
+JOIN budgets_ledgerentry AS newest ON newest.id = e.newest {join}
+ORDER BY {", ".join(order)}"""  # noqa: S608
         return sql, [*before, *parameters]
 
     return query
@@ -121,12 +126,12 @@ PROFILES = {
     for profile in (
         Profile("requests", "Each entry of the ledger", OF_REQUESTS, _requests, _own_figures, 510),
         Profile(
-            "day", "Sums by day", (*_WHOSE, *DAY, *SUMS), _summed("day", with_day=True), _own_figures, 130,
+            "day", "Sums by day", (*_WHOSE, *DAY, *SUMS), _summed("day"), _own_figures, 130,
             ("tenant_id", "day"),
         ),
         Profile(
-            "key", "Sums by key", (*_WHOSE, *ids("key_id"), *texts("key"), *SUMS),
-            _summed("key_id", "key"), _own_figures, 170,
+            "key", "Sums by key", (*_WHOSE, *ids("key_id"), *texts("key", "member", "team"), *SUMS),
+            _summed("key_id", names=("key", "member", "team")), _own_figures, 170,
             ("tenant_id", "key_id"),
         ),
         Profile(
@@ -135,7 +140,7 @@ PROFILES = {
         ),
         Profile(
             "team", "Sums by team", (*_WHOSE, *ids("team_id"), *texts("team"), *SUMS),
-            _summed("team_id", "team"), _own_figures, 160,
+            _summed("team_id", names=("team",)), _own_figures, 160,
             ("tenant_id", "team_id"),
         ),
         Profile(

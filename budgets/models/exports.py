@@ -55,7 +55,7 @@ class Export(models.Model):
     file = models.TextField(blank=True, help_text="Its name in EXPORT_DIR.")
     bytes = models.BigIntegerField(null=True)
     sha256 = models.CharField(max_length=64, blank=True)
-    sidecar = models.JSONField(null=True)
+    sidecar = models.JSONField(default=dict)
     link = models.CharField(max_length=64, unique=True, default=new_link, editable=False)
     downloads = models.IntegerField(default=0)
     error = models.TextField(blank=True, help_text="Told to whoever ordered it.")
@@ -79,7 +79,7 @@ class Export(models.Model):
             ),
             models.CheckConstraint(
                 condition=~Q(state="ready")
-                | ~Q(file="") & ~Q(sha256="") & Q(sidecar__isnull=False, expires_at__gt=F("created_at")),
+                | ~Q(file="") & ~Q(sha256="") & ~Q(sidecar={}) & Q(expires_at__gt=F("created_at")),
                 name="budgets_export_that_is_ready_has_a_file_that_expires",
             ),
         ]
