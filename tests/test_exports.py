@@ -326,7 +326,20 @@ def test_a_workbook_has_text_as_text_and_numbers_as_numbers(acme: Tenant) -> Non
     assert rows[0]["ended_at"] == "2026-10-15T01:00:00.000000Z"
 
 
-MONEY = [0, 1, -1, 22, 999_999, 1_000_000, -1_000_001, 1_234_567_890, 10**15 + 1, 9 * 10**18, -(9 * 10**18)]
+MONEY = [
+    0,
+    1,
+    -1,
+    22,
+    999_999,
+    1_000_000,
+    -1_000_001,
+    1_234_567_890,
+    10**15 + 1,
+    123_456_789_012_345_678,
+    9 * 10**18,
+    -(9 * 10**18),
+]
 
 
 @pytest.mark.parametrize("layout", ["csv", "spreadsheet", "xlsx"])
