@@ -11,15 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from django.db import connection
 
-from benchmarks import native, scenarios, servers
+from benchmarks import exports, native, scenarios, servers
 from benchmarks.bars import BARS, Part, Percentiles, Result, Run, figures_of, percentile
 from benchmarks.counting import Count, PostgresRequests, Relay, RespRequests, counted
+from benchmarks.ledger_rows import FILL
 from benchmarks.native import Load, NotMeasuredError
 from benchmarks.processes import cpu_seconds, resident_bytes, tree
 from benchmarks.run import numbers, through
 from benchmarks.scenarios import Scenario
 from benchmarks.servers import Server
+from tenants.services import create_tenant
+from tests.gateway import environment
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 needs_nginx = pytest.mark.skipif(
@@ -308,3 +312,21 @@ def test_no_compiler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     with pytest.raises(NotMeasuredError, match="compiler"):
         native.build(tmp_path)
+
+
+@pytest.mark.parametrize(("most", "rows"), [(None, 280), (100, 100), (0, 0)])
+def test_an_export_is_measured_in_a_process_of_its_own(
+    transactional_db: None, tmp_path: Path, most: int | None, rows: int
+) -> None:
+    acme = create_tenant(slug="acme", name="ACME", actor="test")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            FILL, {"rows": 280, "tenant_id": acme.pk, "tenant": "acme", "first_day": exports.first_day()}
+        )
+
+    figure = exports.measured(["--profile", "requests"], most, 280, environment(), tmp_path)
+
+    assert (figure.entries, figure.rows) == (rows, rows)
+    assert figure.bytes == (tmp_path / "export").stat().st_size
+    assert figure.seconds > 0
+    assert figure.peak_bytes > 2**24
