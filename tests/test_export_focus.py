@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from django.conf import settings
 from django.db import connection
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -19,6 +20,7 @@ from hypothesis.extra.django import TransactionTestCase
 
 from budgets import usage
 from budgets.exports import PROFILES, totals_of
+from budgets.models import ClosedMonth, Statement
 from budgets.pricing import PinnedPrice
 from tenants.models import CalendarChange, Tenant
 from tenants.services import create_tenant
@@ -306,6 +308,29 @@ def test_after_another_zone_was_set_days_of_before_keep_theirs(acme: Tenant) -> 
         ("America/New_York", "2026-10-11T22:00:00Z", "2026-10-13T04:00:00Z"),
         ("America/New_York", "2026-10-14T04:00:00Z", "2026-10-15T04:00:00Z"),
     ]
+
+
+def test_charges_of_a_closed_month_name_its_statement(acme: Tenant) -> None:
+    an_entry(acme)
+    an_entry(acme, day=date(2026, 11, 2))
+    closed = ClosedMonth.objects.create(
+        tenant_id=acme.pk, tenant="acme", tenant_name="ACME", month=date(2026, 10, 1), time_zone="UTC",
+        entries=1, export_sha256="0" * 64, closed_by="olga",
+    )  # fmt: skip
+    Statement.objects.create(
+        number="2026-000001", year=2026, sequence=1, closing=closed, issuer="ACME's, %s", tenant_id=acme.pk,
+        tenant="acme", tenant_name="ACME", month=closed.month, time_zone="UTC", requests=1, input_tokens=1,
+        cached_tokens=0, output_tokens=1, thinking_tokens=0, estimated_tokens=0, gpu_ms=0, cost_micro_usd=1,
+        lines=[], prices=[], csv=b"", csv_sha256="", pdf=b"", pdf_sha256="",
+    )  # fmt: skip
+
+    rows = charges(acme, before_day=date(2026, 12, 1))
+
+    told = {(row["x_Day"], row["InvoiceId"], row["InvoiceIssuerName"]) for row in rows}
+    assert told == {
+        ("2026-10-15", "2026-000001", "ACME's, %s"),
+        ("2026-11-02", "", settings.STATEMENT_ISSUER),
+    }
 
 
 def test_tags_are_json_whatever_people_call_things(acme: Tenant) -> None:

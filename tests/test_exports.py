@@ -25,9 +25,11 @@ from django.db.transaction import TransactionManagementError
 from openpyxl.utils.escape import unescape
 
 from budgets import usage
+from budgets.archives import ENTRIES
 from budgets.exports import PROFILES, Order, Writing, as_text, estimate, sha256_of, totals_of, workbooks
 from budgets.exports.columns import DANGEROUS
-from budgets.models import LedgerEntry
+from budgets.exports.jobs import fitting
+from budgets.models import ArchivedMonth, LedgerEntry
 from budgets.usage import FIGURES, Selection
 from tenants.models import Tenant
 from tenants.services import create_tenant
@@ -555,6 +557,24 @@ def test_a_workbook_that_is_too_long_is_refused_and_never_cut(
 
     with pytest.raises(ValidationError, match=r"Take CSV, fewer days"):
         written(an_order(acme, layout="xlsx"))
+
+
+def test_days_whose_entries_are_archived_are_refused_and_never_left_out(acme: Tenant) -> None:
+    an_entry(acme)
+    ArchivedMonth.objects.create(
+        table=ENTRIES,
+        month=date(2026, 9, 1),
+        file="budgets_ledgerentry_y2026m09.csv.gz",
+        sha256="0" * 64,
+        rows=1,
+        days=[date(2026, 9, 1), date(2026, 10, 2)],
+    )
+
+    for refused in (written, fitting):
+        with pytest.raises(ValidationError, match=r"y2026m09\.csv\.gz.* of days after 2026-10-02"):
+            refused(an_order(acme))
+
+    assert len(rows_of(an_order(acme, from_day=date(2026, 10, 3)))) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from django.conf import settings
+
 from budgets.exports import calendars
 from budgets.exports.calendars import Calendars
 from budgets.exports.columns import Column, ids, integers, texts, usd
@@ -157,6 +159,14 @@ CROSS JOIN LATERAL (VALUES {rows}) AS m (
 )"""
 
 
+# The statement of the day's month, if that is closed.
+INVOICE = """
+LEFT JOIN (
+  SELECT c.tenant_id, c.month, s.number, s.issuer
+  FROM budgets_statement AS s JOIN budgets_closedmonth AS c ON c.id = s.closing_id
+  WHERE c.reopened_at IS NULL
+) AS invoice ON invoice.tenant_id = e.tenant_id AND invoice.month = date_trunc('month', e.day)::date"""
+
 TAGS = """
 jsonb_strip_nulls(jsonb_build_object(
   'key', e.key, 'key_id', e.key_id, 'member', nullif(e.member, ''), 'member_id', e.member_id,
@@ -184,8 +194,9 @@ VALUES = {
     "ChargeClass": "CASE WHEN e.correction THEN 'Correction' END",
     "ChargeDescription": DESCRIPTION,
     "ChargeFrequency": "'Usage-Based'",
-    "InvoiceId": "NULL",
-    "InvoiceIssuerName": f"'{PROVIDER}'",
+    "InvoiceId": "invoice.number",
+    # A parameter: people chose it.
+    "InvoiceIssuerName": "coalesce(invoice.issuer, %s)",
     "ProviderName": f"'{PROVIDER}'",
     "PublisherName": f"'{PROVIDER}'",
     "ServiceCategory": "'AI and Machine Learning'",
@@ -225,11 +236,11 @@ def query(selection: Selection, days: Calendars) -> Query:
     columns = ", ".join(f'{VALUES[column.name]} AS "{column.name}"' for column in COLUMNS)
     sql = f"""
 WITH {calendars.CTE}
-SELECT {columns} FROM ({_summed(entries)}) AS e {_meters()} {calendars.JOIN}
+SELECT {columns} FROM ({_summed(entries)}) AS e {_meters()} {calendars.JOIN} {INVOICE}
 WHERE m.cost <> 0 OR m.quantity <> 0 AND m.measured
 ORDER BY e.day, e.tenant COLLATE "C", e.key COLLATE "C", e.model COLLATE "C", m.number,
   {", ".join(f"e.{name}" for name in GROUP)}"""  # noqa: S608
-    return sql, [*days.parameters(), *parameters]
+    return sql, [*days.parameters(), settings.STATEMENT_ISSUER, *parameters]
 
 
 def figures_in(row: dict[str, str]) -> dict[str, int]:

@@ -25,4 +25,6 @@ def snapshot() -> Iterator[None]:
     with transaction.atomic():
         with connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            # Before the view is taken: a month that is archived meanwhile would be gone from it unseen.
+            cursor.execute("LOCK TABLE budgets_ledgerentry IN ACCESS SHARE MODE")
         yield

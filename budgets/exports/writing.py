@@ -9,10 +9,12 @@ from contextlib import closing
 from typing import Any
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.db.models import Max
 from django.utils.timezone import now
 
 from budgets import usage
+from budgets.archives import archived_between
 from budgets.exports.calendars import Calendars, calendars_for
 from budgets.exports.lines import Lines, gzipped
 from budgets.exports.orders import Order
@@ -37,13 +39,24 @@ def file_name(order: Order) -> str:
     return order.file_name(whose(order))
 
 
+def refuse_archived(order: Order) -> None:
+    """Raises ``ValidationError`` when entries of the days of ``order`` are in the database no more."""
+    if archived := archived_between(order.from_day, order.before_day):
+        files = ", ".join(month.file for month in archived)
+        last = max(month.days[1] for month in archived)
+        raise ValidationError(
+            f"Entries of these days were archived ({files}). Their sums stay in statements and usage; "
+            f"all entries are there of days after {last}."
+        )
+
+
 class Writing:
     """An export that is being written: iterate once for its bytes, some of them empty.
 
     One snapshot holds from the first piece to the last, and a database
     connection with it. ``rows`` and ``bytes`` grow meanwhile; after the last
     piece ``sidecar`` says what was written. Raises ``ValidationError`` for more
-    rows than a workbook has.
+    rows than a workbook has, and for days of which entries are archived.
     """
 
     def __init__(self, order: Order) -> None:
@@ -59,6 +72,7 @@ class Writing:
     def __iter__(self) -> Generator[bytes]:
         order, digest = self.order, hashlib.sha256()
         with snapshot():
+            refuse_archived(order)
             days = calendars_for(order.selection)
             known = self._known(days)
             query = order.profile.query(order.selection, days)
