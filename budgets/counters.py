@@ -106,9 +106,10 @@ SETTLE = _read("settle")
 STOP = _read("stop")
 ACKNOWLEDGE = _read("acknowledge")
 REBUILD = _read("rebuild")
+SURVEY = _read("survey")
 TALLY = _read("tally")
 
-SCRIPTS = (RESERVE, HEARTBEAT, PROLONG, RESTORE, SETTLE, STOP, ACKNOWLEDGE, REBUILD, TALLY)
+SCRIPTS = (RESERVE, HEARTBEAT, PROLONG, RESTORE, SETTLE, STOP, ACKNOWLEDGE, REBUILD, SURVEY, TALLY)
 
 
 def packed(numbers: Sequence[float]) -> bytes:

@@ -63,6 +63,8 @@ KEEP_ENTRIES = 100_000
 # Name of a limit, and its counter unless the call was larger than the whole limit.
 RefusedBy = tuple[str, Counter | None]
 Fields = dict[bytes, bytes]
+# What reading an entry raises that is no record.
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
 Entry = tuple[bytes, Fields | None]
 
 DURATIONS = ("load_ns", "prompt_ns", "output_ns")
@@ -231,8 +233,8 @@ def _take(entries: list[Entry]) -> Surplus:
     repeated: list[tuple[str, Record]] = []
     for entry in entries:
         try:
-            record = _record(entry[1])
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as exc:
+            record = record_in(entry[1])
+        except UNREADABLE as exc:
             _park(entry, exc)
             continue
         if record.name in records:
@@ -257,7 +259,7 @@ def _take(entries: list[Entry]) -> Surplus:
             except (DataError, IntegrityError) as exc:
                 _park(entry_of[name], exc)
     repeated += [(entry_of[record.name][0].decode(), record) for record in known]
-    return _surplus(repeated) if repeated else {}
+    return not_in_ledger(repeated) if repeated else {}
 
 
 def _archived(records: Collection[Record]) -> list[tuple[UUID, str]]:
@@ -277,18 +279,18 @@ def ensure_months(request_ids: Iterable[UUID]) -> None:
         months.ensure(table, needed)
 
 
-def _surplus(repeated: list[tuple[str, Record]]) -> Surplus:
+def not_in_ledger(records: list[tuple[str, Record]]) -> Surplus:
     """What the counters have counted of these records beyond what stands in the ledger because of them.
 
-    A settlement that was sent again after Redis had lost the mark of its end was
-    booked there a second time, at another moment. A record that is merely read
-    again was not.
+    Of a record the ledger does not have that is all of it. A settlement that was
+    sent again after Redis had lost the mark of its end was booked there a second
+    time, at another moment. A record that is merely read again was not.
     """
     made_of: dict[tuple[UUID, datetime], list[LedgerEntry]] = defaultdict(list)
-    for row in LedgerEntry.objects.filter(request_id__in=[one.row.request_id for _, one in repeated]):
+    for row in LedgerEntry.objects.filter(request_id__in=[one.row.request_id for _, one in records]):
         made_of[row.request_id, row.ended_at].append(row)
     surplus: Surplus = {}
-    for stream_id, record in repeated:
+    for stream_id, record in records:
         rows = made_of[record.row.request_id, record.row.ended_at]
         for counter in record.counters:
             amount = 0
@@ -313,8 +315,8 @@ def _ascii(value: bytes) -> str:
     return value.decode("ascii", "backslashreplace").replace("\x00", "\\x00")
 
 
-def _record(fields: Fields | None) -> Record:
-    """The record in a stream entry; raises for one that is none."""
+def record_in(fields: Fields | None) -> Record:
+    """The record in a stream entry; raises one of ``UNREADABLE`` for one that is none."""
     if fields is None:
         raise ValueError("the stream has lost the entry")
     kind = fields[b"kind"].decode()

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from django.conf import settings
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.utils.timezone import now
 
 from budgets import ledger, spool
@@ -98,13 +98,22 @@ def _set_counters(epoch: str, position: str) -> bool:
     used: dict[str, tuple[int, int | str]] = {
         key.decode(): (0, "") for key in redis_now().scan_iter(match=f"{PARTITION}:budget:*", count=1000)
     }
-    forgotten = Q(period_end=None, last_at__lt=now() - timedelta(seconds=GRACE_SECONDS)) & ~Q(run="")
-    present = BudgetPeriod.objects.filter(Q(period_end=None) | Q(period_end__gt=now())).exclude(forgotten)
-    for row in present.iterator():
-        end = None if row.period_end is None else int(row.period_end.timestamp())
-        counter = Counter("budget", row.budget_id.hex, "", int(row.period_start.timestamp()), end, row.run)
+    for row in present_periods().iterator():
+        counter = counter_of(row)
         used[counter.key] = (row.used, counter.expires or "")
     arguments: list[Any] = [epoch, position]
     for figures in used.values():
         arguments += figures
     return bool(run_now(REBUILD, [EPOCH, USAGE, SETTLED, DRAINED, CLOCK, *used], *arguments))
+
+
+def present_periods() -> QuerySet[BudgetPeriod]:
+    """The periods whose counters matter; not those of runs without an end that nobody uses any more."""
+    forgotten = Q(period_end=None, last_at__lt=now() - timedelta(seconds=GRACE_SECONDS)) & ~Q(run="")
+    return BudgetPeriod.objects.filter(Q(period_end=None) | Q(period_end__gt=now())).exclude(forgotten)
+
+
+def counter_of(row: BudgetPeriod) -> Counter:
+    """The counter that must say what a period does."""
+    end = None if row.period_end is None else int(row.period_end.timestamp())
+    return Counter("budget", row.budget_id.hex, "", int(row.period_start.timestamp()), end, row.run)
