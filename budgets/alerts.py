@@ -31,6 +31,7 @@ from budgets.models import (
     Happening,
     KillSwitch,
     Notice,
+    ParkedRecord,
     PeriodClosing,
     Recipient,
     Scope,
@@ -42,6 +43,8 @@ from tenants.models import Tenant
 # What ended a short while ago is looked at too: its last calls may have crossed a threshold.
 LATE_SECONDS = 900
 CLOSINGS_AT_ONE_TIME = 500
+PARKED_AT_ONE_TIME = 1000
+PARKED_NAMED = 20
 # What nobody was told of for longer is no news.
 LOOKED_BACK = timedelta(days=1)
 WHOSE = ("tenant", "team", "member__user", "member__tenant", "key")
@@ -59,7 +62,8 @@ def look() -> int:
         Q(period_end=None) | Q(period_end__gt=now() - timedelta(seconds=LATE_SECONDS))
     )
     told += _tell_of_refusals(list(refusing))
-    return told + _tell_of_ended_raises() + _tell_of_closings() + _tell_of_kill_switches()
+    told += _tell_of_ended_raises() + _tell_of_closings() + _tell_of_kill_switches()
+    return told + _tell_of_parked_records()
 
 
 def _standings(budgets: QuerySet[Budget]) -> list[Standing]:
@@ -334,6 +338,37 @@ def _tell_of_closing(one: PeriodClosing) -> bool:
         used=one.used,
     )
     return notice is not None
+
+
+@transaction.atomic
+def _tell_of_parked_records() -> int:
+    """Tell the recipients of the platform of records that could not be booked: of many at once together."""
+    # One that another worker tells of is locked until that has committed.
+    parked = list(
+        ParkedRecord.objects.select_for_update(skip_locked=True)
+        .filter(told=False)
+        .order_by("pk")[:PARKED_AT_ONE_TIME]
+    )
+    if not parked:
+        return 0
+    first = parked[0]
+    more = f" {len(parked) - 1:,} more were." if len(parked) > 1 else ""
+    tell(
+        happening=Happening.RECORD_PARKED,
+        subject=first.stream_id,
+        text=f"The usage record {first.stream_id} could not be booked and is parked: "
+        f"{first.reason[:200]}.{more} What such a call used is on its counters and in no other book "
+        "until somebody corrects that.",
+        facts={
+            "parked": [
+                {"stream_id": one.stream_id, "reason": one.reason[:200], "at": one.parked_at.isoformat()}
+                for one in parked[:PARKED_NAMED]
+            ],
+            "count": len(parked),
+        },
+    )
+    ParkedRecord.objects.filter(pk__in=[one.pk for one in parked]).update(told=True)
+    return 1
 
 
 def facts_of(stand: Standing) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from budgets import (
     rebuild,
     spool,
     sweeping,
+    verification,
     visitors,
 )
 from budgets.exports import jobs
@@ -118,3 +119,9 @@ def propose_prices() -> None:
 def forget_prompts() -> None:
     """Delete from the prompt log what is past its lifetime; every minute."""
     prompts.forget_expired()
+
+
+@shared_task(ignore_result=True)
+def verify() -> None:
+    """Compare the books of the days that are still open; every hour."""
+    verification.verify_and_keep(part=verification.open_part(), asked_by=verification.ACTOR)

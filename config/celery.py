@@ -33,6 +33,7 @@ EVERY = {
     "budgets.tasks.note_audit": 3600.0,
     "budgets.tasks.propose_prices": 3600.0,
     "budgets.tasks.archive_months": 3600.0,
+    "budgets.tasks.verify": 3600.0,
 }
 
 app = Celery("tollgate")

@@ -1,5 +1,5 @@
 """Pages of this app in the admin, by what they are about. Importing them registers them."""
 
-from budgets.admin import books, costs, estimates, limits, months, notices, prices, switches
+from budgets.admin import books, costs, estimates, limits, months, notices, prices, switches, verifications
 
-__all__ = ["books", "costs", "estimates", "limits", "months", "notices", "prices", "switches"]
+__all__ = ["books", "costs", "estimates", "limits", "months", "notices", "prices", "switches", "verifications"]

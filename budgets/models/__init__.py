@@ -51,6 +51,7 @@ from budgets.models.switches import (
     RunningCall,
     in_seven_days,
 )
+from budgets.models.verifications import Verification
 
 __all__ = [
     "CANONICAL",
@@ -96,6 +97,7 @@ __all__ = [
     "Unit",
     "UpstreamCost",
     "UsageRollup",
+    "Verification",
     "default_thresholds",
     "every_happening",
     "happenings_told_of",

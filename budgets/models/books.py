@@ -332,16 +332,21 @@ class ParkedRecord(models.Model):
 
     ``record`` is what the stream held, as ASCII JSON of its fields; bytes that
     are not ASCII are written as escapes. One out of the spool has ``spool:``
-    and its request id for a ``stream_id``.
+    and its request id for a ``stream_id``. ``told``: people were told of it.
     """
 
     stream_id = models.CharField(max_length=64, unique=True)
     record = models.TextField()
     reason = models.TextField()
     parked_at = models.DateTimeField(default=now)
+    # With a default in the database, because the release before this one parks records too.
+    told = models.BooleanField(default=False, db_default=False)
 
     class Meta:
         ordering = ["-id"]
+        indexes = [
+            models.Index(fields=["id"], condition=Q(told=False), name="budgets_parkedrecord_untold"),
+        ]
 
     def __str__(self) -> str:
         return self.stream_id

@@ -47,6 +47,8 @@ class Happening(models.TextChoices):
     RAISE_ENDED = "raise_ended", "a raise of a budget is over"
     KILL_SWITCH_ARMED = "kill_switch_armed", "a kill switch stops calls"
     KILL_SWITCH_LIFTED = "kill_switch_lifted", "a kill switch no longer stops calls"
+    BOOKS_DISAGREE = "books_disagree", "the books do not agree"
+    RECORD_PARKED = "record_parked", "a usage record could not be booked"
     TEST = "test", "somebody tries whether notices arrive"
 
 
