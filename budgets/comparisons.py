@@ -201,7 +201,7 @@ def events(part: Part) -> tuple[Found, int]:
     where, values = part.where("entry")
     lacking = _rows(
         "SELECT entry.tenant_id, entry.day, count(*), count(event.request_id), min(entry.request_id::text), "  # noqa: S608
-        "sum(count(*)) OVER () "
+        "count(*) OVER () "
         "FROM budgets_ledgerentry AS entry "
         "LEFT JOIN audit_requestevent AS event ON event.request_id = entry.request_id "
         f"WHERE entry.kind = 'usage' AND {where} AND ({_EVENT_DIFFERS}) "
@@ -214,7 +214,7 @@ def events(part: Part) -> tuple[Found, int]:
     given = {f"{name} %s": value for name, value in ended.items() if value is not None}
     unbooked = _rows(
         "SELECT event.tenant_id, (event.at AT TIME ZONE 'UTC')::date, count(*), 0, "  # noqa: S608
-        "min(event.request_id::text), sum(count(*)) OVER () "
+        "min(event.request_id::text), count(*) OVER (), sum(count(*)) OVER () "
         "FROM audit_requestevent AS event LEFT JOIN budgets_ledgerentry AS entry "
         "ON entry.request_id = event.request_id AND entry.kind = 'usage' "
         f"WHERE {' AND '.join(['event.ended_at IS NOT NULL', 'entry.request_id IS NULL', *given])} "
@@ -247,10 +247,10 @@ def events(part: Part) -> tuple[Found, int]:
             cause="Entries were taken out of the ledger: both are written in one transaction.",
             remedy="Book what the events tell as corrections, and find out who can write to the database.",
         )
-        for tenant_id, day, count, _, first, _ in unbooked
+        for tenant_id, day, count, _, first, _, _ in unbooked
     ]
-    missing = int(unbooked[0][5]) if unbooked else 0
-    return (found, missing + (int(lacking[0][5]) if lacking else 0)), missing
+    days = sum(int(rows[0][5]) for rows in (lacking, unbooked) if rows)
+    return (found, days), int(unbooked[0][6]) if unbooked else 0
 
 
 def _instants(part: Part) -> tuple[datetime | None, datetime | None]:
@@ -329,7 +329,7 @@ def costs(part: Part) -> Found:
     where, values = part.where("entry")
     found = _rows(
         "SELECT tenant_id, day, count(*), sum(cost_micro_usd), sum(anew), min(request_id::text), "  # noqa: S608
-        "sum(count(*)) OVER () FROM ("
+        "count(*) OVER () FROM ("
         f"SELECT tenant_id, day, request_id, cost_micro_usd, {_cost('entry')} AS anew "
         f"FROM budgets_ledgerentry AS entry WHERE kind = 'usage' AND {_RATES_KNOWN} AND {where} "
         f"UNION ALL SELECT tenant_id, day, request_id, cost_micro_usd, {_cost('entry')} "

@@ -63,9 +63,10 @@ class Rebuilt:
 
 
 def differences(part: Part, most: int) -> tuple[list[RollupsDiffer], int]:
-    """What differs of this part, ``most`` at most, oldest first, and how many rows do in all."""
+    """What differs of this part, ``most`` at most, oldest first, and how many of these there are."""
     anew, values = _anew(part)
-    return _differences(f"({anew})", values, part, most)
+    found, days, _ = _differences(f"({anew})", values, part, most)
+    return found, days
 
 
 @transaction.atomic(durable=True)
@@ -82,7 +83,7 @@ def rebuild(*, part: Part, actor: str, write: bool = False, most: int = 100) -> 
         cursor.execute(f"CREATE TEMP TABLE rollups_anew ON COMMIT DROP AS {anew}", values)
         cursor.execute("SELECT count(*) FROM rollups_anew")
         [rows] = cursor.fetchone()
-    found, different = _differences("rollups_anew", [], part, most)
+    found, _, different = _differences("rollups_anew", [], part, most)
     written = _write(part) if write and different else 0
     if written:
         record(
@@ -131,13 +132,16 @@ def _unlike(anew: str, values: Sequence[Any], part: Part) -> tuple[str, list[Any
     return query, [*values, *of_part]
 
 
-def _differences(anew: str, values: Sequence[Any], part: Part, most: int) -> tuple[list[RollupsDiffer], int]:
+def _differences(
+    anew: str, values: Sequence[Any], part: Part, most: int
+) -> tuple[list[RollupsDiffer], int, int]:
+    """What differs by tenant and day, ``most`` at most; how many such there are, and how many rows."""
     unlike, values = _unlike(anew, values, part)
     sums = ", ".join(f"sum({side}_{figure})" for side in ("ledger", "rollup") for figure in FIGURES)
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT tenant_id, day, count(*), sum(count(*)) OVER (), {sums} FROM ({unlike}) AS unlike "  # noqa: S608
-            "GROUP BY tenant_id, day ORDER BY day, tenant_id LIMIT %s",
+            f"SELECT count(*) OVER (), sum(count(*)) OVER (), tenant_id, day, count(*), {sums} "  # noqa: S608
+            f"FROM ({unlike}) AS unlike GROUP BY tenant_id, day ORDER BY day, tenant_id LIMIT %s",
             [*values, most],
         )
         found = cursor.fetchall()
@@ -149,9 +153,10 @@ def _differences(anew: str, values: Sequence[Any], part: Part, most: int) -> tup
             dict(zip(FIGURES, map(int, figures[: len(FIGURES)]), strict=True)),
             dict(zip(FIGURES, map(int, figures[len(FIGURES) :]), strict=True)),
         )
-        for tenant_id, day, rows, _, *figures in found
+        for _, _, tenant_id, day, rows, *figures in found
     ]
-    return rows, int(found[0][3]) if found else 0
+    days, in_all = found[0][:2] if found else (0, 0)
+    return rows, int(days), int(in_all)
 
 
 def _write(part: Part) -> int:
