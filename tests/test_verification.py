@@ -27,7 +27,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 
 from audit.models import AuditEvent
-from budgets import alerts, ledger, services, survey, tasks, verification
+from budgets import alerts, counters, ledger, services, survey, tasks, verification
 from budgets.comparisons import Difference
 from budgets.counters import EPOCH, SETTLED, USAGE
 from budgets.models import (
@@ -192,7 +192,7 @@ def test_no_difference_is_seen_while_calls_drains_sweeps_and_dying_drains_go_on(
     services.set_budget(scope="tenant", tenant=acme, unit="tokens", period="1m", limit=None, actor="test")
     services.set_budget(scope="run", tenant=acme, unit="tokens", period="day", limit=None, actor="test")
     done, troubles, made = threading.Event(), list[BaseException](), [0]
-    acknowledge, chance = ledger.run_now, random.Random(7)
+    acknowledge, chance = counters.run_now, random.Random(7)
 
     def acknowledge_or_die(*arguments: Any) -> Any:
         if chance.random() < 0.3:
@@ -255,20 +255,21 @@ def test_no_difference_is_seen_while_calls_drains_sweeps_and_dying_drains_go_on(
     assert seen[-1].figures["captured"] > seen[0].figures["captured"]
 
 
+def drain_aside() -> int:
+    """``drain`` for a thread of its own."""
+    try:
+        return ledger.drain()
+    finally:
+        connection.close()
+
+
 def test_the_drain_waits_only_while_redis_is_asked(secret: str) -> None:
     call(secret)
 
     with between_two_drains() as let_drains_go_on, ThreadPoolExecutor(1) as other:
-
-        def drain() -> int:
-            try:
-                return ledger.drain()
-            finally:
-                connection.close()
-
-        kept_out = other.submit(drain).result()
+        kept_out = other.submit(drain_aside).result()
         let_drains_go_on()
-        let_in = other.submit(drain).result()
+        let_in = other.submit(drain_aside).result()
         seen_here = LedgerEntry.objects.count()
 
     assert (kept_out, let_in, seen_here) == (0, 1, 0)
@@ -282,7 +283,7 @@ def test_whatever_goes_wrong_in_between_the_drain_goes_on(secret: str) -> None:
         raise ZeroDivisionError
 
     with ThreadPoolExecutor(1) as other:
-        assert other.submit(lambda: (ledger.drain(), connection.close())).result()[0] == 1
+        assert other.submit(drain_aside).result() == 1
 
 
 def test_a_drain_that_never_ends_is_not_waited_for_for_ever(
