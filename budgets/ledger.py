@@ -231,16 +231,21 @@ def _take(entries: list[Entry]) -> Surplus:
     records: dict[tuple[UUID, str], Record] = {}
     entry_of: dict[tuple[UUID, str], Entry] = {}
     repeated: list[tuple[str, Record]] = []
+    later: list[Entry] = []
     for entry in entries:
         try:
             record = record_in(entry[1])
         except UNREADABLE as exc:
             _park(entry, exc)
             continue
-        if record.name in records:
+        first = records.setdefault(record.name, record)
+        if first is record:
+            entry_of[record.name] = entry
+        elif first.row.ended_at == record.row.ended_at:
             repeated.append((entry[0].decode(), record))
         else:
-            records[record.name], entry_of[record.name] = record, entry
+            # Another end of the same call, which is taken for what it is once the first stands in the ledger.
+            later.append(entry)
     for name in _archived(records.values()):
         _park(entry_of[name], ValueError("what is booked of its month is archived"))
         del records[name]
@@ -259,7 +264,8 @@ def _take(entries: list[Entry]) -> Surplus:
             except (DataError, IntegrityError) as exc:
                 _park(entry_of[name], exc)
     repeated += [(entry_of[record.name][0].decode(), record) for record in known]
-    return not_in_ledger(repeated) if repeated else {}
+    surplus = not_in_ledger(repeated) if repeated else {}
+    return surplus | _take(later) if later else surplus
 
 
 def _archived(records: Collection[Record]) -> list[tuple[UUID, str]]:

@@ -353,6 +353,21 @@ def test_a_final_that_comes_when_the_mark_of_the_sweep_is_lost_is_an_adjustment_
     assert books()[0] == books()[1]
 
 
+def test_a_final_that_is_drained_together_with_its_orphan_is_an_adjustment_too() -> None:
+    budget = a_budget(1000)
+    reservation = asyncio.run(reserve(ada(budget), a_demand(input_tokens=10)))
+    expire_hold(reservation.request_id)
+    sweep()
+    redis().delete(f"{{p0}}:hold:{reservation.request_id}")
+    asyncio.run(settle(reservation, some_usage(output_tokens=20), "completed", Moments(), 200))
+
+    ledger.drain()
+
+    assert [entry.kind for entry in LedgerEntry.objects.order_by("id")] == ["usage", "adjustment"]
+    assert used_in_ledger(budget) == figures(budget)[0] == 27
+    assert books()[0] == books()[1]
+
+
 def test_the_day_is_the_one_on_which_the_call_ended_at_the_tenants() -> None:
     call(ada(time_zone="Pacific/Kiritimati"))
     ((stream_id, fields),) = redis().xrange(USAGE)
