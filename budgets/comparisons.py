@@ -295,7 +295,7 @@ def of_rollups(part: Part) -> Found:
     return found, rows
 
 
-def _cost(row: str) -> str:
+def cost_of(row: str) -> str:
     """What a call cost by the rates in its row, in SQL: the one rounding is up, and all before it exact."""
     return (
         f"CASE WHEN {row}.input_price IS NULL THEN 0 ELSE ceil(("
@@ -330,9 +330,9 @@ def costs(part: Part) -> Found:
     found = _rows(
         "SELECT tenant_id, day, count(*), sum(cost_micro_usd), sum(anew), min(request_id::text), "  # noqa: S608
         "count(*) OVER () FROM ("
-        f"SELECT tenant_id, day, request_id, cost_micro_usd, {_cost('entry')} AS anew "
+        f"SELECT tenant_id, day, request_id, cost_micro_usd, {cost_of('entry')} AS anew "
         f"FROM budgets_ledgerentry AS entry WHERE kind = 'usage' AND {_RATES_KNOWN} AND {where} "
-        f"UNION ALL SELECT tenant_id, day, request_id, cost_micro_usd, {_cost('entry')} "
+        f"UNION ALL SELECT tenant_id, day, request_id, cost_micro_usd, {cost_of('entry')} "
         f"FROM ({_WHOLE_CALLS}) AS entry WHERE {_RATES_KNOWN} AND {where}) AS calls "
         "WHERE cost_micro_usd <> anew GROUP BY 1, 2 ORDER BY 2, 1 LIMIT %s",
         [*values, *values, MOST_TOLD],
