@@ -163,7 +163,7 @@ async def _settle(secret: str, calls: int) -> None:
     from tenants.ids import new_id
 
     caller = await identify({"authorization": f"Bearer {secret}"})
-    usage = Usage(120, 0, 80, 0, None, 10**7, 10**8, exact=True)
+    usage = Usage(120, 0, 80, 0, None, 10**7, 10**8, "")
 
     async def one() -> None:
         demand = Demand(

@@ -6,8 +6,8 @@ All of it is done by PostgreSQL; no row of the ledger comes here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,9 +16,12 @@ from django.db import connection, transaction
 from audit.recording import record
 from budgets import ledger
 from budgets.ledger import ROLLUP_KEY, ROLLUP_NAMES
+from budgets.models import ArchivedMonth
 from budgets.usage import FIGURES, SUMS
 
 PATIENCE = "10s"
+# What ended on an accounting day ended before so much later in UTC, whatever the zone.
+FROM_DAY_TO_UTC = timedelta(days=3)
 KEY = ", ".join(ROLLUP_KEY)
 
 
@@ -62,6 +65,15 @@ class Rebuilt:
     written: int
 
 
+def unarchived(part: Part) -> Part:
+    """The days of a part of which no entries were taken out of the database; of others only sums are left."""
+    days = [day for days in ArchivedMonth.objects.values_list("days", flat=True) for day in days]
+    if not days:
+        return part
+    first = max(days) + FROM_DAY_TO_UTC
+    return replace(part, from_day=first if part.from_day is None else max(first, part.from_day))
+
+
 def differences(part: Part, most: int) -> tuple[list[RollupsDiffer], int]:
     """What differs of this part, ``most`` at most, oldest first, and how many of these there are."""
     anew, values = _anew(part)
@@ -74,8 +86,10 @@ def rebuild(*, part: Part, actor: str, write: bool = False, most: int = 100) -> 
     """Make the rollups of a part anew and compare; with ``write`` put right what differs.
 
     Nothing is drained meanwhile, so that what is compared stands still. A
-    repeat finds them equal. Raises Django's ``db.Error``.
+    repeat finds them equal. Rollups of archived days stay as they are, and the
+    database refuses to change those of closed months. Raises Django's ``db.Error``.
     """
+    part = unarchived(part)
     anew, values = _anew(part)
     with connection.cursor() as cursor:
         cursor.execute(f"SET LOCAL lock_timeout = '{PATIENCE}'")

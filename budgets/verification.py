@@ -33,7 +33,7 @@ from budgets.models import (
     Verification,
 )
 from budgets.notices import tell
-from budgets.rollups import Part
+from budgets.rollups import Part, unarchived
 from budgets.spool import SUFFIX
 from budgets.survey import Survey, TooManyWaitError, between_two_drains, survey
 from tenants.models import Tenant
@@ -46,7 +46,7 @@ OPEN_DAYS = 40
 KEPT_DAYS = 90
 ACTOR = "tollgate"
 # Any number; only verifications that are kept take this advisory lock.
-LOCK = 0x544F4C4C05
+LOCK = 0x544F4C4C22
 TOLD_IN_NOTICE = 20
 
 
@@ -101,9 +101,11 @@ def month_part(first: date, tenant: Tenant | None = None) -> Part:
 def verify(part: Part) -> Result:
     """Compare this part of the books; counters and what waits are those of now, whatever the part.
 
-    Raises Django's ``db.Error`` when PostgreSQL cannot be asked. A repeat compares again.
+    Days whose entries were archived are left out. Raises Django's ``db.Error`` when
+    PostgreSQL cannot be asked. A repeat compares again.
     """
-    started, at = time.monotonic(), now()
+    started, at, whole = time.monotonic(), now(), part in (open_part(), Part())
+    part = unarchived(part)
     findings = _Findings()
     with between_two_drains() as let_drains_go_on:
         expected = comparisons.expected_counters(part.tenant_id)
@@ -123,7 +125,7 @@ def verify(part: Part) -> Result:
         figures = _figures(part, said, missing)
     return Result(
         scope=in_words(part),
-        whole=part in (open_part(), Part()),
+        whole=whole,
         at=at,
         seconds=Decimal(round((time.monotonic() - started) * 1000)) / 1000,
         position="" if said is None else said.position,

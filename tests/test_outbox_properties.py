@@ -85,7 +85,12 @@ def outbox() -> Outbox:
         a_budget(None), a_budget(None, "micro_usd"), a_budget(None, "requests"), prices={MODEL: PRICE}
     )
     for number in range(4):
-        end(admit(caller), output_tokens=number, cached_tokens=number, exact=number % 2 == 0)
+        end(
+            admit(caller),
+            output_tokens=number,
+            cached_tokens=number,
+            estimator="default" if number % 2 else "",
+        )
     asyncio.run(release(admit(caller), "upstream_failed", 502))
     swept, adjusted, mark_lost = admit(caller), admit(caller), admit(ada(a_budget(None)))
     for reservation in (swept, adjusted, mark_lost):
@@ -197,7 +202,7 @@ PIECES = st.lists(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pieces=PIECES, order=st.permutations(range(10)), batch=st.integers(1, 12))
 def test_replaying_shuffling_repeating_and_splitting_the_outbox_changes_nothing(
     pieces: list[tuple[list[int], int, str]], order: list[int], batch: int
@@ -214,7 +219,9 @@ def test_replaying_shuffling_repeating_and_splitting_the_outbox_changes_nothing(
             ledger.drain()
     hand_over([entries[number] for number in order])
     with mock.patch.object(ledger, "BATCH", batch):
-        ledger.drain()
+        # One drain takes so many batches at most.
+        while ledger.drain():
+            pass
 
     assert books() == as_they_must_be(entries)
     assert not ParkedRecord.objects.exists()

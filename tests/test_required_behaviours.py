@@ -11,7 +11,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 PAGE = TESTS.parent / "docs" / "required-behaviours.md"
-LAST = {"N": 38, "S": 32, "B": 28, "W": 23}
+LAST = {"N": 38, "S": 32, "B": 28, "W": 23, "G": 34}
 ROW = re.compile(r"^\| ([NSBWG]\d+)( \*\*Beat\*\*)? \| (.+?) \| (.+?) \|$", re.MULTILINE)
 
 

@@ -2,4 +2,14 @@
 
 from budgets.admin import books, costs, estimates, limits, months, notices, prices, switches, verifications
 
-__all__ = ["books", "costs", "estimates", "limits", "months", "notices", "prices", "switches", "verifications"]
+__all__ = [
+    "books",
+    "costs",
+    "estimates",
+    "limits",
+    "months",
+    "notices",
+    "prices",
+    "switches",
+    "verifications",
+]

@@ -37,7 +37,7 @@ def tell_nobody(apps, schema_editor):
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("budgets", "0016_ledger_by_month"),
+        ("budgets", "0021_closed_months_stay"),
         ("tenants", "0004_calendar_changes_are_kept"),
     ]
 

@@ -23,9 +23,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--tenant", metavar="SLUG", help="only those of this tenant")
-        parser.add_argument(
-            "--month", metavar="YYYY-MM", help="only this accounting month"
-        )
+        parser.add_argument("--month", metavar="YYYY-MM", help="only this accounting month")
         parser.add_argument("--write", action="store_true", help="put right what differs; it is in the audit")
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
