@@ -31,6 +31,7 @@ from budgets import alerts, counters, ledger, services, survey, tasks, verificat
 from budgets.comparisons import Difference
 from budgets.counters import EPOCH, SETTLED, USAGE
 from budgets.models import (
+    ArchivedMonth,
     Budget,
     CounterEpoch,
     Delivery,
@@ -43,6 +44,7 @@ from budgets.models import (
 )
 from budgets.rebuild import ensure_epoch
 from budgets.reservations import Reservation, reserve, settle
+from budgets.rollups import Part
 from budgets.settlements import Moments
 from budgets.survey import between_two_drains
 from budgets.sweeping import sweep
@@ -528,6 +530,31 @@ def test_a_part_of_the_books_can_be_asked_about(acme: Tenant, secret: str) -> No
     with pytest.raises(CommandError) as refused:
         call_command("verify", "--tenant", "nobody", stdout=StringIO())
     assert refused.value.returncode == 2
+
+
+def test_days_whose_entries_were_archived_are_left_out_and_their_rollups_stay(secret: str) -> None:
+    end(admit(secret))
+    ((stream_id, fields),) = redis().xrange(USAGE)
+    redis().xdel(USAGE, stream_id)
+    redis().xadd(USAGE, fields | {b"at": int(fields[b"at"]) - 70 * 86_400_000})
+    ledger.drain()
+    entry = LedgerEntry.objects.get()
+    for table in ledger.BY_MONTH:
+        tamper(f"DELETE FROM {table} WHERE request_id = %s", entry.request_id)  # noqa: S608
+    assert {one.check for one in verification.verify(Part()).differences} == {"rollups", "budgets"}
+
+    ArchivedMonth.objects.create(
+        table=ledger.BY_MONTH[0],
+        month=entry.day.replace(day=1),
+        file="x",
+        sha256="x",
+        rows=1,
+        days=[entry.day],
+    )
+
+    assert "rollups" not in {one.check for one in verification.verify(Part()).differences}
+    assert rebuilt("--write")["different"] == 0
+    assert UsageRollup.objects.count() == 1
 
 
 def test_counters_that_cannot_be_believed_are_not_compared(secret: str, budgets: list[Budget]) -> None:
