@@ -37,7 +37,9 @@ def test_what_protects_nothing_is_named(key, pepper, told):
     assert key not in found
 
 
-@pytest.mark.parametrize(("token", "weak"), [("", False), (GOOD[:19], True), (GOOD[:20], False)])
+@pytest.mark.parametrize(
+    ("token", "weak"), [("", False), (GOOD[:19], True), (GOOD[:20], False)], ids=["none", "short", "good"]
+)
 def test_a_token_for_metrics_that_can_be_guessed_is_named(token, weak):
     with override_settings(SECRET_KEY=GOOD, KEY_PEPPER=OTHER, METRICS_TOKEN=token):
         found = " ".join(weaknesses())

@@ -9,7 +9,7 @@ import tenants.ids
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("budgets", "0021_closed_months_stay"),
+        ("budgets", "0017_estimates"),
     ]
 
     operations = [

@@ -12,7 +12,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("budgets", "0023_internal_prices"),
+        ("budgets", "0018_exports"),
     ]
 
     operations = [

@@ -29,7 +29,7 @@ DROP TRIGGER budgets_priceproposal_stays ON budgets_priceproposal;
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("budgets", "0017_estimates"),
+        ("budgets", "0022_verifications"),
     ]
 
     operations = [
