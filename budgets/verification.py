@@ -1,4 +1,4 @@
-"""Proving that the books agree: request events, ledger, rollups and counters, at one position of the stream.
+"""Proving that the books agree: events, ledger, rollups, counters and exports, at one position of the stream.
 
 It looks and compares, also while calls come and go, and writes nothing but what
 came of it. What differs is told with its cause, where that can be told, and what
@@ -21,7 +21,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from budgets import comparisons, usage
+from budgets import comparisons, exported_totals, usage
 from budgets.comparisons import Difference, Expectation, Found
 from budgets.counters import HOLDS, redis_in_bytes
 from budgets.models import (
@@ -123,6 +123,10 @@ def verify(part: Part) -> Result:
         findings.add(comparisons.costs(part))
         findings.add(comparisons.budgets(part))
         figures = _figures(part, said, missing)
+    of_exports, unasked = exported_totals.compare(part)
+    findings.add(of_exports)
+    if unasked:
+        findings.unasked["exports"] = unasked
     return Result(
         scope=in_words(part),
         whole=whole,

@@ -394,7 +394,7 @@ class TestCosts(TransactionTestCase):
             an_entry(tenant, **entry)
         order = an_order(tenant, "focus")
 
-        found = totals_of(order)
+        found, _ = totals_of(order)
 
         expected = usage.totals(order.selection)
         assert {name: found.get(name, 0) for name in ("cost_micro_usd", "input_tokens", "cached_tokens")} == {

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
@@ -30,6 +31,7 @@ from audit.models import AuditEvent
 from budgets import alerts, counters, ledger, services, survey, tasks, verification
 from budgets.comparisons import Difference
 from budgets.counters import EPOCH, SETTLED, USAGE
+from budgets.exports.profiles import PROFILES
 from budgets.models import (
     ArchivedMonth,
     Budget,
@@ -48,6 +50,7 @@ from budgets.rollups import Part
 from budgets.settlements import Moments
 from budgets.survey import between_two_drains
 from budgets.sweeping import sweep
+from budgets.usage import Selection
 from config.celery import EVERY
 from keys.services import issue_key
 from keys.verification import identify, reload
@@ -441,6 +444,29 @@ def test_each_fault_is_found_and_told(secret: str, budgets: list[Budget], fault:
         call_command("verify", stdout=said)
     assert ended.value.code == 1
     assert found[0].what in said.getvalue()
+
+
+@pytest.mark.parametrize("profile", ["day", "requests", "focus"])
+def test_an_export_that_leaves_something_out_is_found(
+    secret: str, monkeypatch: pytest.MonkeyPatch, profile: str
+) -> None:
+    for _ in range(3):
+        call(secret)
+    ledger.drain()
+    assert differences() == []
+    whole = PROFILES[profile]
+
+    def without_one(selection: Selection, days: Any) -> Any:
+        return whole.query(replace(selection, model="no such model"), days)
+
+    monkeypatch.setitem(PROFILES, profile, replace(whole, query=without_one))
+    found = differences()
+
+    assert {one.check for one in found} == {"exports"}
+    assert all(one.name.startswith(f"{profile}:") for one in found)
+    assert f"The export {profile} of all tenants adds up to 0 of input_tokens" in " ".join(
+        one.what for one in found
+    )
 
 
 def test_a_parked_record_is_told_as_the_cause(secret: str) -> None:

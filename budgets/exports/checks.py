@@ -23,16 +23,17 @@ def sha256_of(order: Order) -> str:
     return digest.hexdigest()
 
 
-def totals_of(order: Order) -> dict[str, int]:
-    """The figures that the rows add up to, read from the bytes of the plain CSV of ``order``.
+def totals_of(order: Order) -> tuple[dict[str, int], dict[str, int]]:
+    """What the rows add up to, read from the bytes of the plain CSV of ``order``, and what the ledger says.
 
-    FOCUS tells nothing of requests and thinking tokens; then they are not among them.
+    Both are of the same snapshot. FOCUS tells nothing of requests and thinking
+    tokens, and a file without rows of nothing; these are not among the first.
     """
-    plain = replace(order, layout="csv", separator="comma", decimal_comma=False, gzip=False)
+    writing = Writing(replace(order, layout="csv", separator="comma", decimal_comma=False, gzip=False))
     totals: Counter[str] = Counter()
-    for row in csv.DictReader(_lines(Writing(plain))):
+    for row in csv.DictReader(_lines(writing)):
         totals.update(order.profile.figures_in(row))
-    return dict(totals)
+    return dict(totals), writing.sidecar["totals"]
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
