@@ -252,6 +252,7 @@ def _show_box(
         f"gateway    {url}/v1 (OpenAI), {url} (Ollama)",
         f"key        {once('DEMO_KEY')}",
         f"admin      {url}/admin/",
+        f"portal     {url}/portal/",
         f"login      admin, {once('ADMIN_PASSWORD') or 'with the password that you gave it'}",
         f"all this   {data.environment_file}",
         "",

@@ -1,11 +1,17 @@
 """Pages for people, and the API to manage with. The doors for programs are in ``proxy.urls``."""
 
 from allauth.account.decorators import secure_admin_login
+from allauth.account.models import EmailAddress
+from allauth.mfa.models import Authenticator
+from allauth.socialaccount.models import SocialAccount, SocialApp, SocialToken
+from allauth.usersessions.models import UserSession
 from django.contrib import admin
 from django.urls import include, path
 
 # People of both doors sign in at one place.
 admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign, no-untyped-call]
+# What people sign in with is theirs: changed at /account/ or by a command, where it is audited.
+admin.site.unregister([EmailAddress, Authenticator, SocialAccount, SocialApp, SocialToken, UserSession])
 
 urlpatterns = [
     path("admin/", admin.site.urls),

@@ -287,3 +287,14 @@ def test_a_lost_second_factor_is_taken_away_at_a_shell(strict, root, capsys):
         assert urlsplit(str(sign_in(browser, "root").url)).path == "/account/2fa/totp/activate/"
     with pytest.raises(CommandError, match="nobody called 'eve'"):
         call_command("reset_second_factor", "eve", reason="x")
+
+
+def test_what_people_sign_in_with_is_not_shown_in_the_admin(strict, root):
+    with a_browser(strict) as browser:
+        sign_in(browser, "root")
+        set_up_totp(browser)
+        index = browser.get("/admin/").text
+
+    assert "/admin/tenants/tenant/" in index
+    for app in ("mfa", "account", "socialaccount", "usersessions"):
+        assert f"/admin/{app}/" not in index
