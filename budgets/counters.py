@@ -1,7 +1,8 @@
 """The counters in Redis: their names, and the scripts that are the only ones to change them.
 
 Each script is described at its head, in ``budgets/lua/``. The path of a request
-runs one with ``run``, blocking code with ``run_now``; both send the same.
+runs one with ``run``, blocking code with ``run_now``; both send the same. The two
+that every call needs take many calls at once, of which each is a ``CallOfScript``.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import struct
 import time
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 from uuid import UUID
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
-from tenants.redis import partition_of, redis_async, redis_now
+from tenants.redis import Part, partition_of, redis_async, redis_now
 
 PARTITION = partition_of("")
 EPOCH = f"{PARTITION}:epoch"
@@ -139,3 +141,37 @@ def run_now(script: Script, keys: list[str], *arguments: Any) -> Any:
         return redis.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
     except NoScriptError:
         return redis.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
+
+
+class CallOfScript(Part):
+    """What a script has to do for one call; it does what is asked at the same moment together."""
+
+    __slots__ = ()
+    script: ClassVar[Script]
+
+    @classmethod
+    @abstractmethod
+    def keys_and_arguments(cls, calls: Sequence[Self]) -> tuple[list[str], list[Any]]:
+        """What the script takes for these calls, in their order; those of one kin stand side by side."""
+
+    @classmethod
+    def command(cls, parts: Sequence[Self]) -> tuple[Any, ...]:
+        keys, arguments = cls.keys_and_arguments(parts)
+        return ("EVALSHA", cls.script.sha, len(keys), *keys, *arguments)
+
+    async def run(self) -> Any:
+        """What the script says of this call, on the path of a request; raises ``RedisError``."""
+        try:
+            return await redis_async().call_with_others(self)
+        except ResponseError:
+            # Redis has restarted and knows no script, or one of the others asked for what cannot be
+            # done. The scripts write nothing until all is read, so this is no second time.
+            keys, arguments = self.keys_and_arguments([self])
+            (said,) = await redis_async().call("EVAL", self.script.text, len(keys), *keys, *arguments)
+            return said
+
+    def run_now(self) -> Any:
+        """``run`` where blocking does no harm."""
+        keys, arguments = self.keys_and_arguments([self])
+        (said,) = run_now(self.script, keys, *arguments)
+        return said

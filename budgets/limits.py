@@ -16,7 +16,7 @@ from django.db.models import Q
 from django.utils.timezone import now as utc_now
 
 from budgets import kill_switches, periods
-from budgets.counters import NONE, NUMBERS_OF_KINDS, Counter, Kind
+from budgets.counters import NONE, NUMBERS_OF_KINDS, Counter, Kind, packed
 from budgets.exceptions import CountersUnavailable
 from budgets.kill_switches import Switch
 from budgets.models import LARGEST, Budget, Measure, OutageCredit, Price, RateLimit
@@ -121,9 +121,10 @@ class Counting:
     """The limits of some calls and the counters of the present periods, side by side.
 
     ``keys`` are the counters' names. ``as_json`` is what the ledger has to know
-    of the counters. ``terms`` is what reserve.lua has to know of each: kind,
-    limit and whether it may refuse; from when to when (ms) these are the counter
-    and its limit; and the second at which the counter may go.
+    of the counters. ``units`` are those that are counted, ``unit_of`` says of each
+    counter which one of them is its. ``terms`` is what reserve.lua has to know of each,
+    packed: kind, limit and whether it may refuse; which unit, from 1 on; from when to when
+    (ms) these are the counter and its limit; and the second at which the counter may go.
     ``last`` is the call admitted last, where the tenant has credit.
     """
 
@@ -131,7 +132,9 @@ class Counting:
     counters: tuple[Counter, ...]
     keys: list[str]
     as_json: orjson.Fragment
-    terms: list[tuple[tuple[int, int, int], tuple[int, int, int]]]
+    units: tuple[str, ...]
+    unit_of: tuple[int, ...]
+    terms: bytes
     _since_ms: float
     _until_ms: float
     last: Reservation | None = None
@@ -141,26 +144,26 @@ class Counting:
         limits = tuple(limit.at(now_ms) for limit in limits)
         counters = tuple(limit.counter(now_ms, run) for limit in limits)
         stays = [limit.stays(now_ms) for limit in limits]
+        units = tuple(dict.fromkeys(limit.unit for limit in limits))
+        terms: list[int] = []
+        for limit, counter, (since, until) in zip(limits, counters, stays, strict=True):
+            terms += (
+                NUMBERS_OF_KINDS[limit.kind],
+                NONE if limit.limit is None else limit.limit,
+                limit.hard,
+                units.index(limit.unit) + 1,
+                NONE if since is None else since,
+                NONE if until is None else until,
+                -counter.expires if counter.is_put_off else counter.expires or NONE,
+            )
         return cls(
             limits=limits,
             counters=counters,
             keys=[counter.key for counter in counters],
             as_json=orjson.Fragment(orjson.dumps([counter.as_list() for counter in counters])),
-            terms=[
-                (
-                    (
-                        NUMBERS_OF_KINDS[limit.kind],
-                        NONE if limit.limit is None else limit.limit,
-                        int(limit.hard),
-                    ),
-                    (
-                        NONE if since is None else since,
-                        NONE if until is None else until,
-                        -counter.expires if counter.is_put_off else counter.expires or NONE,
-                    ),
-                )
-                for limit, counter, (since, until) in zip(limits, counters, stays, strict=True)
-            ],
+            units=units,
+            unit_of=tuple(units.index(limit.unit) for limit in limits),
+            terms=packed(terms),
             _since_ms=max((since for since, _ in stays if since is not None), default=-inf),
             _until_ms=min(
                 [until for _, until in stays if until is not None]

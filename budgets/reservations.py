@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import struct
 import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from itertools import groupby
+from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -31,10 +33,11 @@ from budgets.counters import (
     NONE,
     RESERVE,
     SETTLED,
+    CallOfScript,
     Counter,
+    Script,
     hold_key,
     packed,
-    run,
 )
 from budgets.credit import CREDIT, Loan, credit
 from budgets.epochs import expected
@@ -153,7 +156,7 @@ class Reservation:
     limits: tuple[Limit, ...]
     counters: tuple[Counter, ...]
     charges: tuple[Charge, ...]
-    figures: list[int] = field(repr=False)
+    figures: Sequence[int] = field(repr=False)
     price: PinnedPrice | None
     call: bytes = field(repr=False)
     stopped_by: CallStopped | None = None
@@ -246,16 +249,18 @@ async def reserve(caller: Caller, demand: Demand) -> Reservation:
         price = limits.price_of(demand.model, now_ms)
         if price is None and any(limit.hard and limit.unit == "micro_usd" for limit in applying):
             raise PriceMissing
-        charges = tuple([charge(limit.unit, demand.input_tokens, price) for limit in applying])
+        rates = [charge(unit, demand.input_tokens, price) for unit in counting.units]
+        charges = tuple([rates[number] for number in counting.unit_of])
         call = _facts(caller, demand, counting, price)
         try:
-            reply = await _run_reserve(caller, demand, counting, charges, price, call)
+            reply = await _run_reserve(caller, demand, counting, rates, price, call)
         except Unanswered as exc:
             lent = await _on_credit(caller, demand, limits, counting, charges, price, exc.void)
             if lent is None:
                 raise CountersUnavailable from exc
             return lent
-        status, _, redis_ms, cap, capped, refused, figures, gpu_ms = reply
+        status, _, redis_ms, cap, capped, refused, packed_figures, gpu_ms = reply
+        figures = _figures(packed_figures)
         if status == b"held":
             reservation = Reservation(
                 request_id=demand.request_id,
@@ -321,15 +326,15 @@ async def _look(caller: Caller, limits: Limits, visitor: Visitor | None) -> tupl
         now_ms = clock.now_ms()
         counting = with_visitor(limits.counting("", "", now_ms), caller, visitor, now_ms)
         request_id = str(new_id())
-        terms = _terms(caller, counting, (FREE,) * len(counting.limits))
+        asked = _asked(caller, counting, request_id, b"", [FREE] * len(counting.units))
         try:
-            reply = await run(RESERVE, _keys(request_id, counting), request_id, b"", *terms)
+            reply = await asked.run()
         except RedisError as exc:
             raise CountersUnavailable from exc
-        status, _, redis_ms, _, _, seen, figures, _ = reply
+        status, _, redis_ms, _, _, seen, packed_figures, _ = reply
         near = clock.learn(redis_ms)
         if status == b"seen":
-            return redis_ms, _standing(counting.limits, counting.counters, figures, redis_ms)
+            return redis_ms, _standing(counting.limits, counting.counters, _figures(packed_figures), redis_ms)
         if not await _is_worth_a_repeat(status, seen, near=near):
             raise _refusal(status)
     raise CountersUnavailable
@@ -363,16 +368,17 @@ async def _run_reserve(
     caller: Caller,
     demand: Demand,
     counting: Counting,
-    charges: tuple[Charge, ...],
+    charges: Sequence[Charge],
     price: PinnedPrice | None,
     call: bytes,
 ) -> Any:
     request_id = str(demand.request_id)
-    terms = _terms(
-        caller, counting, charges, settings.LEASE_SECONDS * 1000, demand.output_tokens, demand.least_output
+    lease_ms = settings.LEASE_SECONDS * 1000
+    asked = _asked(
+        caller, counting, request_id, call, charges, lease_ms, demand.output_tokens, demand.least_output
     )
     try:
-        reply = await run(RESERVE, _keys(request_id, counting), request_id, call, *terms)
+        reply = await asked.run()
     except ResponseError as exc:
         # Redis said no, as when its memory is full: nothing was written.
         logger.warning("reserve failed: %s", exc)
@@ -436,26 +442,58 @@ async def _on_credit(
     )
 
 
-def _keys(request_id: str, counting: Counting) -> list[str]:
-    return [hold_key(request_id), HOLDS, EPOCH, GENERATIONS, SETTLED, DRAINED, CLOCK, *counting.keys]
+@dataclass(frozen=True, slots=True)
+class Asked(CallOfScript):
+    """What ``reserve.lua`` is asked of one call; ``numbers`` are packed as it says."""
+
+    script: ClassVar[Script] = RESERVE
+
+    request_id: str
+    facts: bytes
+    epoch: str
+    tenant: str
+    generations: tuple[int, int]
+    counting: Counting
+    numbers: bytes
+
+    @property
+    def kin(self) -> int:
+        """Calls of one caller that are counted on the same counters are kin."""
+        return id(self.counting)
+
+    @classmethod
+    def keys_and_arguments(cls, calls: Sequence[Asked]) -> tuple[list[str], list[Any]]:
+        keys = [HOLDS, EPOCH, GENERATIONS, SETTLED, DRAINED, CLOCK]
+        arguments: list[Any] = []
+        for (_, epoch, tenant, generations), kindred in groupby(
+            calls, key=lambda call: (call.kin, call.epoch, call.tenant, call.generations)
+        ):
+            group = list(kindred)
+            counting = group[0].counting
+            keys += counting.keys
+            arguments += (epoch, tenant, packed((len(group), *generations)) + counting.terms)
+            for call in group:
+                keys.append(hold_key(call.request_id))
+                arguments += (call.request_id, call.facts, call.numbers)
+        return keys, arguments
 
 
-def _terms(
+def _asked(
     caller: Caller,
     counting: Counting,
-    charges: tuple[Charge, ...],
+    request_id: str,
+    facts: bytes,
+    charges: Sequence[Charge],
     lease_ms: int = NONE,
     output: int = 0,
     least: int = 0,
-) -> tuple[str, str, bytes]:
-    """What ``reserve.lua`` has to know of a caller and its counters; without a lease, it only looks."""
+) -> Asked:
+    """What ``reserve.lua`` is asked of a call with a charge for each unit; without a lease, to look."""
     gpu_ms = lease_ms if _bounds_gpu_time(counting, charges) else 0
     numbers: list[float] = [
         clock.now_ms(),
         TOLERANCE_MS,
         expected.admitted_ms,
-        caller.tenant_generation,
-        caller.platform_generation,
         caller.expires_at_ms or NONE,
         settings.MAX_BACKLOG,
         lease_ms,
@@ -464,19 +502,25 @@ def _terms(
         gpu_ms,
         min(gpu_ms, LEAST_GPU_MS),
     ]
-    for (what, when), cost in zip(counting.terms, charges, strict=True):
-        numbers += what
+    for cost in charges:
         numbers += cost
-        numbers += when
-    return expected.epoch, caller.tenant_id.hex, packed(numbers)
+    generations = caller.tenant_generation, caller.platform_generation
+    return Asked(
+        request_id, facts, expected.epoch, caller.tenant_id.hex, generations, counting, packed(numbers)
+    )
 
 
-def _bounds_gpu_time(counting: Counting, charges: tuple[Charge, ...]) -> bool:
+def _bounds_gpu_time(counting: Counting, charges: Sequence[Charge]) -> bool:
     """Whether a limit that refuses counts GPU time."""
     return any(
-        cost.gpu_rate and limit.hard and limit.limit is not None
-        for limit, cost in zip(counting.limits, charges, strict=True)
+        charges[number].gpu_rate and limit.hard and limit.limit is not None
+        for limit, number in zip(counting.limits, counting.unit_of, strict=True)
     )
+
+
+def _figures(packed_figures: bytes) -> Sequence[int]:
+    """Used, held and wait of each counter, one after the other, as ``reserve.lua`` packs them."""
+    return struct.unpack(f"<{len(packed_figures) // 8}q", packed_figures)
 
 
 def _facts(
@@ -521,7 +565,7 @@ def _limit_reached(
     counters: tuple[Counter, ...],
     charges: tuple[Charge, ...],
     refused: list[int],
-    figures: list[int],
+    figures: Sequence[int],
     now_ms: int,
 ) -> LimitReached:
     """The refusal of the limit that has to be waited for longest; sooner, another one would refuse."""
@@ -576,7 +620,7 @@ def _named(limit: Limit, counter: Counter, *, fits: bool = True) -> list[Any]:
 def _standing(
     limits: tuple[Limit, ...],
     counters: tuple[Counter, ...],
-    figures: list[int],
+    figures: Sequence[int],
     now_ms: int,
     first: Sequence[int] = (),
 ) -> list[Standing]:

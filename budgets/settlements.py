@@ -7,9 +7,10 @@ ledger is written from these two and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import groupby
+from typing import Any, ClassVar, Literal
 
 import orjson
 
@@ -22,11 +23,11 @@ from budgets.counters import (
     SETTLED,
     STOPS,
     USAGE,
+    CallOfScript,
     Counter,
+    Script,
     hold_key,
     packed,
-    run,
-    run_now,
 )
 from budgets.pricing import PinnedPrice
 
@@ -46,8 +47,10 @@ class Moments:
 
 
 @dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(CallOfScript):
     """One call's end and the counters it changes, in the order in which its hold names them."""
+
+    script: ClassVar[Script] = SETTLE
 
     request_id: str
     mode: Mode
@@ -59,23 +62,36 @@ class Settlement:
 
     async def book(self) -> str:
         """Book it; returns what the script says. A repeat changes nothing. Raises ``RedisError``."""
-        answer: bytes = await run(SETTLE, self._keys(), *self._arguments())
+        answer: bytes = await self.run()
         return answer.decode()
 
     def book_now(self) -> str:
         """``book`` for code that may block."""
-        answer: bytes = run_now(SETTLE, self._keys(), *self._arguments())
+        answer: bytes = self.run_now()
         return answer.decode()
 
-    def _keys(self) -> list[str]:
-        keys = [hold_key(self.request_id), HOLDS, USAGE, SETTLED, STOPS]
-        return keys + [counter.key for counter in self.counters]
+    @property
+    def kin(self) -> int:
+        """Calls that were counted on the same counters are kin."""
+        return id(self.counters)
 
-    def _arguments(self) -> list[Any]:
-        terms = [self.admitted_ms, MARK_OF_VOID_SECONDS if self.mode == "void" else MARK_SECONDS]
-        for counter, amount in zip(self.counters, self.amounts, strict=True):
-            terms += (NUMBERS_OF_KINDS[counter.kind], amount, counter.expires or NONE)
-        return [self.request_id, self.mode, self.call, self.end, packed(terms)]
+    @classmethod
+    def keys_and_arguments(cls, calls: Sequence[Settlement]) -> tuple[list[str], list[Any]]:
+        keys = [HOLDS, USAGE, SETTLED, STOPS]
+        arguments: list[Any] = []
+        for _, kindred in groupby(calls, key=lambda call: call.kin):
+            group = list(kindred)
+            about = [len(group)]
+            for counter in group[0].counters:
+                keys.append(counter.key)
+                about += (NUMBERS_OF_KINDS[counter.kind], counter.expires or NONE)
+            arguments.append(packed(about))
+            for call in group:
+                mark = MARK_OF_VOID_SECONDS if call.mode == "void" else MARK_SECONDS
+                keys.append(hold_key(call.request_id))
+                numbers = packed([call.admitted_ms, mark, *call.amounts])
+                arguments += (call.request_id, call.mode, call.call, call.end, numbers)
+        return keys, arguments
 
     def as_json(self) -> dict[str, Any]:
         """For the spool; ``from_json`` reads it back."""

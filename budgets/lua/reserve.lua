@@ -1,34 +1,40 @@
--- Set room aside for one call on every counter it is counted on, or on none.
+-- Set room aside for calls, for each on every counter it is counted on or on none.
 --
--- KEYS[1]     this request's hold
--- KEYS[2]     open holds, scored by deadline (ms)
--- KEYS[3]     epoch of the counters
--- KEYS[4]     generations
--- KEYS[5]     number of records handed to the ledger
--- KEYS[6]     number of records the ledger has taken
--- KEYS[7]     the latest time seen (ms)
--- KEYS[8..]   the counters
--- ARGV[1]     request id
--- ARGV[2]     what is known of the call, JSON; kept in the hold for whoever settles it
--- ARGV[3]     the epoch that the counters must have
--- ARGV[4]     subject of the tenant among the generations
--- ARGV[5]     numbers, little-endian doubles; what is missing or endless is -1:
+-- Calls that come at the same moment come together. They are decided one after the other, each as
+-- if it had come alone; what a counter says is read once and written once for all of them. Calls
+-- of a group have the same caller and the same counters.
+--
+-- KEYS[1]     open holds, scored by deadline (ms)
+-- KEYS[2]     epoch of the counters
+-- KEYS[3]     generations
+-- KEYS[4]     number of records handed to the ledger
+-- KEYS[5]     number of records the ledger has taken
+-- KEYS[6]     the latest time seen (ms)
+-- KEYS[7..]   of each group its counters, then the holds of its calls
+-- ARGV        of each group three: the epoch that the counters must have; the subject of the tenant
+--             among the generations; numbers. Then of each of its calls three: request id; what is
+--             known of it, JSON, kept in the hold for whoever settles it; numbers.
+--
+-- Numbers are little-endian doubles; what is missing or endless is -1.
+-- Those of a group: how many calls it has; generations of the tenant and the platform in the
+-- caller's snapshot; then seven for each counter:
+--             kind (0 budget, 1 rate, 2 leases); limit; whether it may refuse (1 or 0); which of
+--             the charges of a call is its, from 1 on; from when to when, ms, a budget has this
+--             counter and this limit; s since 1970 at which the counter may go, negative if each
+--             call puts that off
+-- Those of a call:
 --             the time that the caller takes it to be here, ms, and by how much it may be wrong;
---             the latest time at which it was told that a call was admitted, ms;
---             generations of the tenant and the platform in the caller's snapshot; ms since 1970
---             at which the key expires; records that may wait for the ledger; ms the hold lasts
+--             the latest time at which it was told that a call was admitted, ms; ms since 1970 at
+--             which the key expires; records that may wait for the ledger; ms the hold lasts
 --             without a heartbeat, -1 to only look; output tokens wished for, and those with
---             which the call is still of use; ms of GPU time wished for, and those; then eleven
---             for each counter:
---             kind (0 budget, 1 rate, 2 leases); limit; whether it may refuse (1 or 0); whole,
---             rest, rate, per and GPU rate of the charge
---             whole + ceil((rest + output * rate + gpu * GPU rate) / per); from when to when,
---             ms, a budget has this counter and this limit; s since 1970 at which the counter
---             may go, negative if each call puts that off
+--             which the call is still of use; ms of GPU time wished for, and those; then five for
+--             each charge: whole, rest, rate, per and GPU rate of
+--             whole + ceil((rest + output * rate + gpu * GPU rate) / per)
 --
--- Returns {status, request id, now in ms, output cap, the counter that capped it or 0,
---          {the counters that refused it}, {used, held, wait in ms for each counter},
---          ms of GPU time granted}.
+-- Returns of each call {status, request id, now in ms, output cap, the counter that capped it or 0,
+--          {the counters that refused it}, figures, ms of GPU time granted}.
+-- The figures are used, held and wait in ms of each counter, as little-endian integers of 8 bytes;
+-- they are left out when the counters were not looked at.
 -- The status is held; or, with nothing written: seen (only looked), refused, epoch,
 -- stale, expired, moved (a period or limit is not the present one), backlog, settled, skew (the caller's
 -- guess at the time is too far off), clock (the time went back), lost. With epoch,
@@ -48,90 +54,74 @@
 
 -- The whole second in which the oldest call came still counts, so no 60 s ever hold more than the limit.
 local WINDOW = 61
-local BUDGET, RATE = 0, 1
-local BEFORE, EACH = 12, 11
+local BUDGET, RATE, LEASES = 0, 1, 2
+local OF_GROUP, OF_COUNTER, OF_CALL, OF_CHARGE = 3, 7, 10, 5
 
-local time = redis.call('TIME')
+local ask, fmod, min = redis.call, math.fmod, math.min
+
+local time = ask('TIME')
 local second = tonumber(time[1])
 local now = second * 1000 + math.floor(tonumber(time[2]) / 1000)
 
 -- Read as one value of 8 bytes after the other: decoding JSON costs more than all the rest.
-local terms = {struct.unpack('<' .. string.rep('d', #ARGV[5] / 8), ARGV[5])}
-local last = #KEYS - 7
--- Used, held and wait of each counter.
-local figures = {}
-for i = 1, 3 * last do
-  figures[i] = 0
-end
--- Of a budget whether it is new; of a rate its oldest second, what the present one has,
--- the seconds in the window and those that have left it.
-local new, oldest, present, seconds, old = {}, {}, {}, {}, {}
-
--- What output tokens and GPU time cost the counter whose terms stand behind ``at``.
-local function amount(at, output, gpu)
-  local dividend, per = terms[at + 5] + output * terms[at + 6] + gpu * terms[at + 8], terms[at + 7]
-  if per == 1 then
-    return terms[at + 4] + dividend
-  end
-  local left = math.fmod(dividend, per)
-  return terms[at + 4] + (dividend - left) / per + (left > 0 and 1 or 0)
+local function numbers(packed)
+  local found = {struct.unpack('<' .. string.rep('d', #packed / 8), packed)}
+  -- Behind them stands where reading ended.
+  found[#found] = nil
+  return found
 end
 
 -- Of the seconds of a rate, add up those in the window and list the others.
-local function add_up(i)
-  local sum, first = 0, nil
-  seconds[i], old[i] = {}, {}
-  local fields = redis.call('HGETALL', KEYS[7 + i])
+local function add_up(counter)
+  local sum, first, seconds, old = 0, nil, {}, {}
+  local fields = ask('HGETALL', counter.key)
+  if counter.changed then
+    -- What calls that came together with this one were charged is not written yet.
+    table.insert(fields, second)
+    table.insert(fields, counter.present)
+  end
   for n = 1, #fields, 2 do
     local start = tonumber(fields[n])
     if start and start + WINDOW <= second then
-      table.insert(old[i], fields[n])
+      table.insert(old, fields[n])
     elseif start then
-      seconds[i][start] = tonumber(fields[n + 1])
-      sum = sum + seconds[i][start]
-      first = math.min(first or start, start)
+      sum = sum - (seconds[start] or 0) + fields[n + 1]
+      seconds[start] = tonumber(fields[n + 1])
+      first = min(first or start, start)
     end
   end
-  figures[3 * i - 2], oldest[i] = sum, first
+  counter.used, counter.oldest, counter.seconds, counter.old = sum, first, seconds, old
 end
 
-local function read(i)
-  local key, kind = KEYS[7 + i], terms[BEFORE + EACH * (i - 1) + 1]
-  if kind == BUDGET then
-    local found = redis.call('HMGET', key, 'used', 'held')
-    new[i] = not found[1] and not found[2]
-    figures[3 * i - 2], figures[3 * i - 1] = tonumber(found[1] or 0), tonumber(found[2] or 0)
-  elseif kind == RATE then
-    local found = redis.call('HMGET', key, 'sum', 'oldest', second)
-    figures[3 * i - 2], oldest[i], present[i] = tonumber(found[1] or 0), tonumber(found[2]), found[3]
-    if not oldest[i] or oldest[i] + WINDOW <= second then
-      add_up(i)
-    end
-    if oldest[i] then
-      figures[3 * i] = (oldest[i] + WINDOW) * 1000 - now
+local function read(counter)
+  if counter.kind == BUDGET then
+    local found = ask('HMGET', counter.key, 'used', 'held')
+    counter.used, counter.held = tonumber(found[1] or 0), tonumber(found[2] or 0)
+    counter.new = not found[1] and not found[2]
+  elseif counter.kind == RATE then
+    local found = ask('HMGET', counter.key, 'sum', 'oldest', second)
+    counter.used, counter.held = tonumber(found[1] or 0), 0
+    counter.oldest, counter.present = tonumber(found[2]), tonumber(found[3] or 0)
+    counter.new = not found[3]
+    if not counter.oldest or counter.oldest + WINDOW <= second then
+      add_up(counter)
     end
   else
-    figures[3 * i - 2] = redis.call('ZCOUNT', key, '(' .. now, '+inf')
+    counter.used, counter.held = ask('ZCOUNT', counter.key, '(' .. now, '+inf'), 0
   end
 end
 
-local function read_all()
-  for i = 1, last do
-    read(i)
-  end
-end
-
--- How long until enough has left the window for a charge to fit; -1: it never will.
-local function wait_for(i, charge, limit)
-  add_up(i)
+-- How long until enough has left the window of a rate for a charge to fit; -1: it never will.
+local function wait_for(counter, charge, limit)
+  add_up(counter)
   local starts = {}
-  for start in pairs(seconds[i]) do
+  for start in pairs(counter.seconds) do
     table.insert(starts, start)
   end
   table.sort(starts)
-  local used = figures[3 * i - 2]
+  local used = counter.used
   for _, start in ipairs(starts) do
-    used = used - seconds[i][start]
+    used = used - counter.seconds[start]
     if used + charge <= limit then
       return (start + WINDOW) * 1000 - now
     end
@@ -139,130 +129,265 @@ local function wait_for(i, charge, limit)
   return -1
 end
 
-local function answer(status, cap, capped, refused, gpu)
-  return {status, ARGV[1], now, cap or 0, capped or 0, refused or {}, figures, gpu or 0}
-end
-
-local hold = redis.call('HMGET', KEYS[1], 'state', 'cap', 'capped', 'gpu', 'admitted')
-if hold[1] == 'held' then
-  read_all()
-  now = tonumber(hold[5])
-  return answer('held', tonumber(hold[2]), tonumber(hold[3]), {}, tonumber(hold[4]))
-elseif hold[1] then
-  return answer('settled')
-end
-
--- Leases and windows mean nothing on a clock that went back; a second is an ordinary correction.
-local marks = redis.call('MGET', KEYS[3], KEYS[5], KEYS[6], KEYS[7])
-local epoch, handed, taken = marks[1], tonumber(marks[2] or 0), tonumber(marks[3] or 0)
-local latest = tonumber(marks[4] or 0)
-if math.abs(now - terms[1]) > terms[2] then
-  return answer('skew')
-elseif now + 1000 < latest then
-  return answer('clock')
-end
-if epoch ~= ARGV[3] then
-  return answer('epoch', 0, 0, {epoch or ''})
-elseif latest < terms[3] then
-  redis.call('DEL', KEYS[3])
-  return answer('lost')
-end
-local generations = redis.call('ZMSCORE', KEYS[4], ARGV[4], 'platform')
-if tonumber(generations[1] or -1) ~= terms[4] or tonumber(generations[2] or -1) ~= terms[5] then
-  return answer('stale')
-end
-if terms[6] >= 0 and now >= terms[6] then
-  return answer('expired')
-end
-for i = 1, last do
-  local at = BEFORE + EACH * (i - 1)
-  if terms[at + 1] == BUDGET and (now < terms[at + 9] or (terms[at + 10] >= 0 and now >= terms[at + 10])) then
-    return answer('moved')
+-- The counters by name, so that two groups that share one see the same.
+local counters = {}
+local groups, holds = {}, {}
+do
+  local key, argument = 7, 1
+  while ARGV[argument] do
+    local told = numbers(ARGV[argument + 2])
+    local group = {
+      epoch = ARGV[argument], tenant = ARGV[argument + 1],
+      generation = told[2], platform = told[3],
+      size = (#told - OF_GROUP) / OF_COUNTER,
+      counters = {}, limits = {}, charges = {}, calls = {},
+    }
+    for i = 1, group.size do
+      local at = OF_GROUP + OF_COUNTER * (i - 1)
+      local counter = counters[KEYS[key]]
+      if not counter then
+        counter = {key = KEYS[key], kind = told[at + 1], expires = told[at + 7]}
+        counters[counter.key] = counter
+      end
+      group.counters[i], group.charges[i] = counter, told[at + 4]
+      -- One that may not refuse has always room.
+      group.limits[i] = told[at + 2] >= 0 and told[at + 3] == 1 and told[at + 2] or math.huge
+      if counter.kind == BUDGET and (now < told[at + 5] or (told[at + 6] >= 0 and now >= told[at + 6])) then
+        group.moved = true
+      end
+      key = key + 1
+    end
+    argument = argument + 3
+    for i = 1, told[1] do
+      group.calls[i] = {
+        hold = KEYS[key], id = ARGV[argument], facts = ARGV[argument + 1], numbers = numbers(ARGV[argument + 2]),
+      }
+      table.insert(holds, KEYS[key])
+      key, argument = key + 1, argument + 3
+    end
+    table.insert(groups, group)
   end
 end
-local lease = terms[8]
-if lease < 0 then
-  read_all()
-  return answer('seen')
-end
-if handed - taken >= terms[7] then
-  return answer('backlog')
+
+local marks = ask('MGET', KEYS[2], KEYS[4], KEYS[5], KEYS[6])
+local epoch, backlog = marks[1], tonumber(marks[2] or 0) - tonumber(marks[3] or 0)
+local latest = tonumber(marks[4] or 0)
+-- Nearly always there is none, and one question tells so for all.
+local repeats = ask('EXISTS', unpack(holds)) > 0
+-- What is written in the end: the counters that changed, and by the name of its hold each call that is admitted.
+local changed, admitted, ids = {}, {}, {}
+
+local function is_stale(group)
+  if group.stale == nil then
+    local found = ask('ZMSCORE', KEYS[3], group.tenant, 'platform')
+    group.stale = tonumber(found[1] or -1) ~= group.generation or tonumber(found[2] or -1) ~= group.platform
+  end
+  return group.stale
 end
 
-local output, least, capped = terms[9], terms[10], 0
-local gpu, least_gpu = terms[11], terms[12]
-local refused = {}
-for i = 1, last do
-  read(i)
-  local at = BEFORE + EACH * (i - 1)
-  local limit = terms[at + 2]
-  if limit >= 0 and terms[at + 3] == 1 then
-    local room = limit - figures[3 * i - 2] - figures[3 * i - 1]
-    if amount(at, least, least_gpu) > room then
+-- Used, held and wait of each counter of a group; ``waits`` of those whose wait is another one.
+local function figures(group, waits)
+  local found = {}
+  for i, counter in ipairs(group.counters) do
+    if not counter.used then
+      read(counter)
+    end
+    local wait = waits and waits[i]
+    if not wait then
+      wait = counter.oldest and (counter.oldest + WINDOW) * 1000 - now or 0
+    end
+    found[3 * i - 2], found[3 * i - 1], found[3 * i] = counter.used, counter.held, wait
+  end
+  return struct.pack('<' .. string.rep('i8', #found), unpack(found))
+end
+
+-- What so much output and GPU time cost by the charge whose terms stand behind ``at``.
+local function amount(terms, at, output, gpu)
+  local dividend, per = terms[at + 2] + output * terms[at + 3] + gpu * terms[at + 5], terms[at + 4]
+  if per == 1 then
+    return terms[at + 1] + dividend
+  end
+  local left = fmod(dividend, per)
+  return terms[at + 1] + (dividend - left) / per + (left > 0 and 1 or 0)
+end
+
+-- The output and GPU time for which there is room, and the counter that capped the output; or
+-- false, the counters that refuse, and the waits of those that are rates.
+local function room_for(group, terms)
+  local output, least, gpu, least_gpu, capped = terms[7], terms[8], terms[9], terms[10], 0
+  local refused, waits = {}, {}
+  for i, counter in ipairs(group.counters) do
+    local at, limit = OF_CALL + OF_CHARGE * (group.charges[i] - 1), group.limits[i]
+    local room = limit - counter.used - counter.held
+    if amount(terms, at, least, least_gpu) > room then
       table.insert(refused, i)
-      if terms[at + 1] == RATE then
-        figures[3 * i] = wait_for(i, amount(at, least, least_gpu), limit)
+      if counter.kind == RATE then
+        waits[i] = wait_for(counter, amount(terms, at, least, least_gpu), limit)
       end
-    elseif amount(at, output, gpu) > room then
-      local rate, gpu_rate = terms[at + 6], terms[at + 8]
-      local dividend = (room - terms[at + 4]) * terms[at + 7] - terms[at + 5]
+    elseif amount(terms, at, output, gpu) > room then
+      local rate, gpu_rate = terms[at + 3], terms[at + 5]
+      local dividend = (room - terms[at + 1]) * terms[at + 4] - terms[at + 2]
       if rate > 0 then
         -- The output gives way first: of the time there may be more later, of the output there is not.
         capped = i
         output = least
         local left = dividend - gpu * gpu_rate
         if left >= least * rate then
-          output = (left - math.fmod(left, rate)) / rate
+          output = (left - fmod(left, rate)) / rate
         end
       end
-      if amount(at, output, gpu) > room then
+      if amount(terms, at, output, gpu) > room then
         local left = dividend - output * rate
-        gpu = (left - math.fmod(left, gpu_rate)) / gpu_rate
+        gpu = (left - fmod(left, gpu_rate)) / gpu_rate
       end
     end
   end
-end
-if #refused > 0 then
-  return answer('refused', 0, 0, refused)
+  if #refused > 0 then
+    return false, refused, waits
+  end
+  return output, gpu, capped
 end
 
-local deadline = now + lease
-local amounts = {}
-for i = 1, last do
-  local at, key = BEFORE + EACH * (i - 1), KEYS[7 + i]
-  local kind, charge = terms[at + 1], amount(at, output, gpu)
-  amounts[i] = string.format('%d', charge)
-  if kind == BUDGET then
-    figures[3 * i - 1] = redis.call('HINCRBY', key, 'held', amounts[i])
-    local expires = terms[at + 11]
-    if expires < -1 or (new[i] and expires >= 0) then
-      -- Else once: a counter in use must end with its period all the same.
-      redis.call('EXPIREAT', key, math.abs(expires))
+-- What each charge of a call comes to.
+local function amounts_of(terms, output, gpu)
+  local amounts = {}
+  for at = OF_CALL, #terms - 1, OF_CHARGE do
+    table.insert(amounts, amount(terms, at, output, gpu))
+  end
+  return amounts
+end
+
+local function decide(group, call)
+  local terms = call.numbers
+
+  local function answer(status, refused, told, cap, capped, gpu, at)
+    return {status, call.id, at or now, cap or 0, capped or 0, refused or {}, told or '', gpu or 0}
+  end
+
+  local known = admitted[call.hold]
+  if known then
+    return answer('held', {}, figures(group), known.cap, known.capped, known.gpu)
+  end
+  if repeats then
+    local hold = ask('HMGET', call.hold, 'state', 'cap', 'capped', 'gpu', 'admitted')
+    if hold[1] == 'held' then
+      return answer('held', {}, figures(group), tonumber(hold[2]), tonumber(hold[3]), tonumber(hold[4]), tonumber(hold[5]))
+    elseif hold[1] then
+      return answer('settled')
     end
-  elseif kind == RATE then
-    if old[i] and #old[i] > 0 then
-      redis.call('HDEL', key, unpack(old[i]))
+  end
+
+  -- Leases and windows mean nothing on a clock that went back; a second is an ordinary correction.
+  if math.abs(now - terms[1]) > terms[2] then
+    return answer('skew')
+  elseif now + 1000 < latest then
+    return answer('clock')
+  elseif epoch ~= group.epoch then
+    return answer('epoch', {epoch or ''})
+  elseif latest < terms[3] then
+    ask('DEL', KEYS[2])
+    epoch = false
+    return answer('lost')
+  elseif is_stale(group) then
+    return answer('stale')
+  elseif terms[4] >= 0 and now >= terms[4] then
+    return answer('expired')
+  elseif group.moved then
+    return answer('moved')
+  elseif terms[6] < 0 then
+    return answer('seen', {}, figures(group))
+  elseif backlog >= terms[5] then
+    return answer('backlog')
+  end
+
+  local output, gpu, capped = terms[7], terms[9], 0
+  local amounts = amounts_of(terms, output, gpu)
+  local fits = true
+  for i, counter in ipairs(group.counters) do
+    if not counter.used then
+      read(counter)
     end
-    local sum = figures[3 * i - 2] + charge
-    figures[3 * i - 2] = sum
-    redis.call('HSET', key, 'sum', sum, 'oldest', math.min(oldest[i] or second, second),
-      second, (present[i] or 0) + charge)
-    if not present[i] then
-      redis.call('EXPIRE', key, 2 * WINDOW)
+    if amounts[group.charges[i]] > group.limits[i] - counter.used - counter.held then
+      fits = false
     end
-    if figures[3 * i] == 0 then
-      figures[3 * i] = (second + WINDOW) * 1000 - now
+  end
+  if not fits then
+    output, gpu, capped = room_for(group, terms)
+    if not output then
+      return answer('refused', gpu, figures(group, capped))
     end
-  else
-    redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
-    redis.call('ZADD', key, deadline, ARGV[1])
-    figures[3 * i - 2] = figures[3 * i - 2] + 1
+    amounts = amounts_of(terms, output, gpu)
+  end
+
+  local deadline = now + terms[6]
+  local texts, held = {}, {}
+  for i, charge in ipairs(amounts) do
+    texts[i] = string.format('%d', charge)
+  end
+  for i, counter in ipairs(group.counters) do
+    local charge = amounts[group.charges[i]]
+    held[i] = texts[group.charges[i]]
+    if not counter.changed then
+      counter.changed, counter.more, counter.joined = true, 0, counter.kind == LEASES and {}
+      table.insert(changed, counter)
+    end
+    if counter.kind == BUDGET then
+      counter.held, counter.more = counter.held + charge, counter.more + charge
+    elseif counter.kind == RATE then
+      counter.used, counter.present = counter.used + charge, counter.present + charge
+      counter.oldest = min(counter.oldest or second, second)
+    else
+      counter.used = counter.used + 1
+      table.insert(counter.joined, deadline)
+      table.insert(counter.joined, call.id)
+    end
+  end
+  table.insert(ids, deadline)
+  table.insert(ids, call.id)
+  admitted[call.hold] = {
+    call = call.facts, cap = output, capped = capped, amounts = table.concat(held, ' '), gpu = gpu,
+  }
+  return answer('held', {}, figures(group), output, capped, gpu)
+end
+
+local answers = {}
+for _, group in ipairs(groups) do
+  for _, call in ipairs(group.calls) do
+    table.insert(answers, decide(group, call))
   end
 end
-redis.call('HSET', KEYS[1], 'state', 'held', 'call', ARGV[2], 'cap', output, 'capped', capped,
-  'amounts', table.concat(amounts, ' '), 'gpu', gpu, 'admitted', now, 'output', 0, 'phase', '')
-redis.call('ZADD', KEYS[2], deadline, ARGV[1])
-if now > latest then
-  redis.call('SET', KEYS[7], now)
+
+-- From here on all is written and nothing read.
+for _, counter in ipairs(changed) do
+  local key = counter.key
+  if counter.kind == BUDGET then
+    ask('HINCRBY', key, 'held', counter.more)
+    local expires = counter.expires
+    if expires < -1 or (counter.new and expires >= 0) then
+      -- Else once: a counter in use must end with its period all the same.
+      ask('EXPIREAT', key, math.abs(expires))
+    end
+  elseif counter.kind == RATE then
+    if counter.old and #counter.old > 0 then
+      ask('HDEL', key, unpack(counter.old))
+    end
+    ask('HSET', key, 'sum', counter.used, 'oldest', counter.oldest, second, counter.present)
+    if counter.new then
+      ask('EXPIRE', key, 2 * WINDOW)
+    end
+  else
+    ask('ZREMRANGEBYSCORE', key, '-inf', now)
+    ask('ZADD', key, unpack(counter.joined))
+  end
 end
-return answer('held', output, capped, {}, gpu)
+for key, hold in pairs(admitted) do
+  ask('HSET', key, 'state', 'held', 'call', hold.call, 'cap', hold.cap, 'capped', hold.capped,
+    'amounts', hold.amounts, 'gpu', hold.gpu, 'admitted', now, 'output', 0, 'phase', '')
+end
+if #ids > 0 then
+  ask('ZADD', KEYS[1], unpack(ids))
+  if now > latest then
+    ask('SET', KEYS[6], now)
+  end
+end
+return answers

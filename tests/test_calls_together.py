@@ -1,0 +1,176 @@
+"""Calls that are sent to Redis together: each is decided and booked as if it had come alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from budgets.exceptions import CountersUnavailable, LimitReached, StaleCaller
+from budgets.limits import Limit
+from budgets.reservations import Reservation, release, reserve, settle
+from budgets.settlements import Moments
+from tenants.redis import MOST_PARTS
+from tests.counting import (
+    a_budget,
+    a_demand,
+    a_rate,
+    ada,
+    concurrency,
+    counter_of,
+    empty_redis,
+    figures,
+    open_holds,
+    records,
+    records_counted,
+    redis,
+    some_usage,
+)
+
+
+@pytest.fixture(autouse=True)
+def _counters() -> None:
+    empty_redis()
+
+
+def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
+    """What came of each; begun in one turn of an event loop, so that it is sent together."""
+
+    async def run() -> list[Any]:
+        return await asyncio.gather(*work, return_exceptions=True)
+
+    return asyncio.run(run())
+
+
+def one_by_one(*work: Coroutine[Any, Any, Any]) -> list[Any]:
+    """The same, each after the one before has ended."""
+
+    async def run() -> list[Any]:
+        return [(await asyncio.gather(one, return_exceptions=True))[0] for one in work]
+
+    return asyncio.run(run())
+
+
+def ending(reservation: Reservation, output_tokens: int = 20) -> Coroutine[Any, Any, None]:
+    return settle(reservation, some_usage(5, output_tokens), "completed", Moments(), 200)
+
+
+def scripts_run() -> int:
+    told = redis().info("commandstats")
+    return sum(int(told.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ("eval", "evalsha"))
+
+
+def test_one_script_serves_all_that_come_at_one_moment() -> None:
+    caller = ada(a_budget(10**6), a_rate(1000), concurrency(1000))
+    # So that Redis knows both scripts.
+    one_by_one(ending(one_by_one(reserve(caller, a_demand()))[0]))
+    before = scripts_run()
+
+    reservations = together(*(reserve(caller, a_demand()) for _ in range(2 * MOST_PARTS)))
+    reserving = scripts_run() - before
+    together(*map(ending, reservations))
+    both = scripts_run() - before
+
+    assert reserving == 2
+    assert both == 4
+    assert records_counted() == len(records()) == 2 * MOST_PARTS + 1
+    assert open_holds() == []
+
+
+sizes = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 120)), min_size=1, max_size=20)
+
+
+@given(sizes=sizes, tokens=st.integers(0, 600), requests=st.integers(0, 12), running=st.integers(0, 12))
+@hypothesis_settings(deadline=None, max_examples=60)
+def test_together_is_decided_and_booked_as_one_by_one(
+    sizes: list[tuple[int, int]], tokens: int, requests: int, running: int
+) -> None:
+    def play(in_turn: Any) -> Any:
+        empty_redis()
+        limits: tuple[Limit, ...] = (
+            a_budget(tokens), a_rate(requests), a_rate(2 * tokens, "tokens"), a_budget(None, "requests"),
+            a_budget(tokens // 2, "output_tokens", hard=False), concurrency(running),
+        )  # fmt: skip
+        caller = ada(*limits)
+        outcomes = in_turn(*(reserve(caller, a_demand(*size)) for size in sizes))
+        admitted = [one for one in outcomes if isinstance(one, Reservation)]
+        held = [figures(limit) for limit in limits]
+        in_turn(
+            *map(ending, admitted[::2]), *(release(one, "upstream_failed", 502) for one in admitted[1::2])
+        )
+        booked = [figures(limit) for limit in limits]
+        told = [_told(one) for one in outcomes]
+        return told, held, booked, records_counted(), len(records()), open_holds()
+
+    assert play(together) == play(one_by_one)
+
+
+def _told(outcome: Any) -> Any:
+    if isinstance(outcome, Reservation):
+        return outcome.output_cap, outcome.capped_by, outcome.totals()
+    assert isinstance(outcome, LimitReached)
+    return type(outcome), [(one.name, one.remaining) for one in outcome.standing]
+
+
+def test_callers_that_share_a_counter_see_what_the_other_was_granted() -> None:
+    shared, running = a_budget(10, "requests"), concurrency(7)
+    callers = [ada(shared, running), ada(running, a_budget(10**6), shared)]
+
+    outcomes = together(*(reserve(callers[number % 2], a_demand()) for number in range(14)))
+
+    assert sum(isinstance(one, Reservation) for one in outcomes) == 7
+    assert figures(shared) == (0, 7)
+    assert figures(running) == (7, 0)
+
+
+def test_a_repeat_that_comes_together_with_the_first_holds_once() -> None:
+    budget, running = a_budget(60), concurrency(5)
+    caller, demand = ada(budget, running), a_demand(10, 100)
+
+    first, second = together(reserve(caller, demand), reserve(caller, demand))
+
+    assert (first.output_cap, first.capped_by) == (second.output_cap, second.capped_by) == (50, budget.name)
+    assert figures(budget) == (0, 60)
+    assert figures(running) == (1, 0)
+
+
+def test_two_ends_of_a_call_that_come_together_are_one() -> None:
+    budget, rate = a_budget(1000), a_rate(1000, "tokens")
+    reservation = one_by_one(reserve(ada(budget, rate), a_demand(10, 100)))[0]
+
+    async def end_again() -> None:
+        reservation.ended = False
+        await ending(reservation, 90)
+
+    together(ending(reservation, 20), end_again())
+
+    assert figures(budget) == (25, 0)
+    assert figures(rate) == (25, 0)
+    assert records_counted() == len(records()) == 1
+
+
+def test_each_is_refused_for_a_reason_of_its_own() -> None:
+    budget = a_budget(1000)
+    good, stale = ada(budget), ada(budget, tenant_generation=2)
+
+    outcomes = together(*(reserve(caller, a_demand()) for caller in (good, stale, good, stale)))
+
+    assert [type(one) for one in outcomes] == [Reservation, StaleCaller, Reservation, StaleCaller]
+    assert figures(budget) == (0, 220)
+
+
+def test_a_counter_that_cannot_be_read_fails_its_own_calls_only() -> None:
+    budget, broken = a_budget(1000), a_budget(1000)
+    good, bad = ada(budget), ada(broken)
+    redis().set(counter_of(broken).key, "not a hash")
+
+    outcomes = together(*(reserve(caller, a_demand(10, 100)) for caller in (good, bad, good)))
+
+    assert [type(one) for one in outcomes] == [Reservation, CountersUnavailable, Reservation]
+    assert figures(budget) == (0, 220)
+    assert len(open_holds()) == 2
