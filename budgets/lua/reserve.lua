@@ -146,7 +146,11 @@ do
       local at = OF_GROUP + OF_COUNTER * (i - 1)
       local counter = counters[KEYS[key]]
       if not counter then
-        counter = {key = KEYS[key], kind = told[at + 1], expires = told[at + 7]}
+        -- With all it will ever have, so that Lua makes room for it once.
+        counter = {
+          key = KEYS[key], kind = told[at + 1], expires = told[at + 7], used = false, held = 0, new = false,
+          oldest = false, present = 0, seconds = false, old = false, changed = false, more = 0, joined = false,
+        }
         counters[counter.key] = counter
       end
       group.counters[i], group.charges[i] = counter, told[at + 4]
@@ -173,7 +177,7 @@ local marks = ask('MGET', KEYS[2], KEYS[4], KEYS[5], KEYS[6])
 local epoch, backlog = marks[1], tonumber(marks[2] or 0) - tonumber(marks[3] or 0)
 local latest = tonumber(marks[4] or 0)
 -- Nearly always there is none, and one question tells so for all.
-local repeats = ask('EXISTS', unpack(holds)) > 0
+local repeats = #holds == 1 or ask('EXISTS', unpack(holds)) > 0
 -- What is written in the end: the counters that changed, and by the name of its hold each call that is admitted.
 local changed, admitted, ids = {}, {}, {}
 
@@ -257,47 +261,47 @@ local function amounts_of(terms, output, gpu)
   return amounts
 end
 
+local function answer(call, status, refused, told, cap, capped, gpu, at)
+  return {status, call.id, at or now, cap or 0, capped or 0, refused or {}, told or '', gpu or 0}
+end
+
 local function decide(group, call)
   local terms = call.numbers
 
-  local function answer(status, refused, told, cap, capped, gpu, at)
-    return {status, call.id, at or now, cap or 0, capped or 0, refused or {}, told or '', gpu or 0}
-  end
-
   local known = admitted[call.hold]
   if known then
-    return answer('held', {}, figures(group), known.cap, known.capped, known.gpu)
+    return answer(call, 'held', {}, figures(group), known.cap, known.capped, known.gpu)
   end
   if repeats then
     local hold = ask('HMGET', call.hold, 'state', 'cap', 'capped', 'gpu', 'admitted')
     if hold[1] == 'held' then
-      return answer('held', {}, figures(group), tonumber(hold[2]), tonumber(hold[3]), tonumber(hold[4]), tonumber(hold[5]))
+      return answer(call, 'held', {}, figures(group), tonumber(hold[2]), tonumber(hold[3]), tonumber(hold[4]), tonumber(hold[5]))
     elseif hold[1] then
-      return answer('settled')
+      return answer(call, 'settled')
     end
   end
 
   -- Leases and windows mean nothing on a clock that went back; a second is an ordinary correction.
   if math.abs(now - terms[1]) > terms[2] then
-    return answer('skew')
+    return answer(call, 'skew')
   elseif now + 1000 < latest then
-    return answer('clock')
+    return answer(call, 'clock')
   elseif epoch ~= group.epoch then
-    return answer('epoch', {epoch or ''})
+    return answer(call, 'epoch', {epoch or ''})
   elseif latest < terms[3] then
     ask('DEL', KEYS[2])
     epoch = false
-    return answer('lost')
+    return answer(call, 'lost')
   elseif is_stale(group) then
-    return answer('stale')
+    return answer(call, 'stale')
   elseif terms[4] >= 0 and now >= terms[4] then
-    return answer('expired')
+    return answer(call, 'expired')
   elseif group.moved then
-    return answer('moved')
+    return answer(call, 'moved')
   elseif terms[6] < 0 then
-    return answer('seen', {}, figures(group))
+    return answer(call, 'seen', {}, figures(group))
   elseif backlog >= terms[5] then
-    return answer('backlog')
+    return answer(call, 'backlog')
   end
 
   local output, gpu, capped = terms[7], terms[9], 0
@@ -314,7 +318,7 @@ local function decide(group, call)
   if not fits then
     output, gpu, capped = room_for(group, terms)
     if not output then
-      return answer('refused', gpu, figures(group, capped))
+      return answer(call, 'refused', gpu, figures(group, capped))
     end
     amounts = amounts_of(terms, output, gpu)
   end
@@ -322,13 +326,14 @@ local function decide(group, call)
   local deadline = now + terms[6]
   local texts, held = {}, {}
   for i, charge in ipairs(amounts) do
+    -- Lua itself would write fourteen digits of it.
     texts[i] = string.format('%d', charge)
   end
   for i, counter in ipairs(group.counters) do
     local charge = amounts[group.charges[i]]
     held[i] = texts[group.charges[i]]
     if not counter.changed then
-      counter.changed, counter.more, counter.joined = true, 0, counter.kind == LEASES and {}
+      counter.changed, counter.joined = true, counter.kind == LEASES and {}
       table.insert(changed, counter)
     end
     if counter.kind == BUDGET then
@@ -347,7 +352,7 @@ local function decide(group, call)
   admitted[call.hold] = {
     call = call.facts, cap = output, capped = capped, amounts = table.concat(held, ' '), gpu = gpu,
   }
-  return answer('held', {}, figures(group), output, capped, gpu)
+  return answer(call, 'held', {}, figures(group), output, capped, gpu)
 end
 
 local answers = {}

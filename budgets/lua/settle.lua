@@ -50,6 +50,7 @@ local changed, gone, ended, records = {}, {}, {}, {}
 
 -- Correct what the second of a rate has in which the call came.
 local function correct(counter, second, difference)
+  counter.seconds = counter.seconds or {}
   local known = counter.seconds[second]
   if known == nil then
     local found = ask('HMGET', counter.key, second, 'sum')
@@ -136,7 +137,7 @@ while ARGV[argument] do
     if not counter then
       counter = {
         key = KEYS[key], kind = told[2 * i], expires = told[2 * i + 1],
-        used = 0, held = 0, seconds = {}, left = {},
+        used = 0, held = 0, sum = false, seconds = false, corrected = false, left = {},
       }
       counters[counter.key] = counter
       table.insert(changed, counter)
