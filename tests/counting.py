@@ -9,14 +9,14 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from budgets import epochs, limits, reservations
+from budgets import epochs, limits
 from budgets.charges import Usage
 from budgets.counters import EPOCH, GENERATIONS, HOLDS, SETTLED, TALLIES, USAGE, Counter
 from budgets.limits import Limit, Limits
 from budgets.models import CounterEpoch
 from budgets.periods import Calendar, Schedule
 from budgets.pricing import PinnedPrice
-from budgets.reservations import Demand
+from budgets.reservations import Demand, asking
 from keys.verification import Caller
 from tenants import clock
 from tenants.ids import new_id
@@ -41,7 +41,7 @@ def empty_redis() -> None:
 
 def mistake_the_time(monkeypatch: pytest.MonkeyPatch, ahead_ms: float) -> None:
     """Let this process be wrong about the time, by more than it would be let."""
-    monkeypatch.setattr(reservations, "TOLERANCE_MS", 10**12)
+    monkeypatch.setattr(asking, "TOLERANCE_MS", 10**12)
     monkeypatch.setattr(clock, "TOLERANCE_MS", 10**12)
     monkeypatch.setattr(clock.clock, "_ahead_ms", clock.clock._ahead_ms + ahead_ms)
 

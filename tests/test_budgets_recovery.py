@@ -18,7 +18,7 @@ import pytest
 from django.conf import settings
 from django.db import connection, transaction
 
-from budgets import epochs, ledger, reservations, spool
+from budgets import epochs, ledger, spool
 from budgets.counters import CLOCK, EPOCH, GENERATIONS, STOPS, hold_key
 from budgets.exceptions import (
     BudgetExhausted,
@@ -31,7 +31,7 @@ from budgets.exceptions import (
 from budgets.heartbeats import Heartbeats, Progress
 from budgets.models import CounterEpoch, LedgerEntry, ParkedRecord, SpooledSettlement
 from budgets.rebuild import ensure_epoch
-from budgets.reservations import Reservation, release, reserve, settle
+from budgets.reservations import Reservation, ending, release, reserve, settle
 from budgets.running_calls import ask_to_end
 from budgets.settlements import Moments
 from budgets.sweeping import sweep
@@ -65,7 +65,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 def _house(settings: Any, tmp_path: Path) -> None:
     empty_redis()
     believed_by_postgres()
-    reservations._recent.clear()
+    ending._recent.clear()
     settings.SPOOL_DIR = tmp_path / "spool"
     settings.HEARTBEAT_SECONDS = 0.05
 
@@ -214,7 +214,7 @@ def test_a_cancelled_settlement_is_booked_all_the_same() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await reservations.finish()
+        await ending.finish()
 
     asyncio.run(leave())
 
@@ -496,8 +496,8 @@ def test_what_the_ledger_had_already_and_was_sent_again_is_not_counted_twice() -
     ensure_epoch()
 
     async def twice() -> None:
-        await reservations.book_recent_again()
-        await reservations.book_recent_again()
+        await ending.book_recent_again()
+        await ending.book_recent_again()
 
     asyncio.run(twice())
     assert figures(budget) == (22, 0)

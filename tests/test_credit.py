@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit.models import AuditEvent
-from budgets import ledger, reservations, spool
+from budgets import ledger, spool
 from budgets.charges import Charge
 from budgets.credit import credit
 from budgets.exceptions import BudgetExhausted, CountersUnavailable
 from budgets.limits import Limit, limits_for
 from budgets.models import LedgerEntry, OutageCredit
-from budgets.reservations import Reservation, release, reserve, settle
+from budgets.reservations import Reservation, ending, release, reserve, settle
 from budgets.settlements import Moments
 from keys.verification import Caller
 from tenants.models import Generation
@@ -54,7 +54,7 @@ CREDIT = 200
 def _house(settings: Any, tmp_path: Path) -> Iterator[None]:
     empty_redis()
     believed_by_postgres()
-    reservations._recent.clear()
+    ending._recent.clear()
     settings.SPOOL_DIR = tmp_path / "spool"
     credit._loans.clear()
     yield
