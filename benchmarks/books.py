@@ -222,7 +222,7 @@ def _fill(rows: int) -> float:
     from django.db import connection
 
     from audit import months
-    from budgets.ledger import BY_MONTH
+    from budgets.booking import BY_MONTH
 
     started = time.perf_counter()
     with connection.cursor() as cursor:

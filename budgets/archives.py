@@ -26,7 +26,7 @@ from django.db import OperationalError, connection, transaction
 
 from audit import months
 from audit.recording import record
-from budgets import ledger
+from budgets import booking
 from budgets.models import ArchivedMonth
 from budgets.open_months import share
 from budgets.usage import SUMS
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 ACTOR = "tollgate"
 # Any number; only those who archive take this advisory lock.
 LOCK = 0x544F4C4D02
-ENTRIES, EVENTS = ledger.BY_MONTH
+ENTRIES, EVENTS = booking.BY_MONTH
 FIGURES = {ENTRIES: SUMS, EVENTS: ("input_tokens", "output_tokens")}
 ORDER = {ENTRIES: "request_id, kind", EVENTS: "request_id"}
 # Who reads the whole table may keep it for long; then a later run takes the partition out.

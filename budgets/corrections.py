@@ -12,7 +12,7 @@ from django.db.models import Q, Sum
 from django.utils.timezone import now
 
 from audit.recording import record
-from budgets import ledger
+from budgets import booking
 from budgets.archives import archived_with
 from budgets.models import LedgerEntry
 from budgets.open_months import first_of, open_days, share
@@ -38,7 +38,7 @@ def correct_usage(*, request_id: UUID, changes: Mapping[str, int], reason: str, 
     if not any(changes.values()):
         raise ValidationError("Say what is to be corrected, and by how much.")
     # No adjustment and no other correction of the request comes between its sum and this entry.
-    ledger.keep_drains_out()
+    booking.keep_drains_out()
     corrected = LedgerEntry.objects.filter(request_id=request_id, kind=LedgerEntry.Kind.USAGE).first()
     if corrected is None:
         raise ValidationError(_not_there(request_id))
@@ -54,7 +54,7 @@ def correct_usage(*, request_id: UUID, changes: Mapping[str, int], reason: str, 
     home = first_of(corrected.day)
     if share({(entry.tenant_id, home)}):
         entry.day, entry.closed_month = open_days([entry.tenant_id])[entry.tenant_id], home
-    ledger.book(entry)
+    booking.book(entry)
     record(
         action="usage.corrected",
         actor=actor,

@@ -14,8 +14,8 @@ from uuid import UUID
 from django.db import connection, transaction
 
 from audit.recording import record
-from budgets import ledger
-from budgets.ledger import ROLLUP_KEY, ROLLUP_NAMES
+from budgets import booking
+from budgets.booking import ROLLUP_KEY, ROLLUP_NAMES
 from budgets.models import ArchivedMonth
 from budgets.usage import FIGURES, SUMS
 
@@ -93,7 +93,7 @@ def rebuild(*, part: Part, actor: str, write: bool = False, most: int = 100) -> 
     anew, values = _anew(part)
     with connection.cursor() as cursor:
         cursor.execute(f"SET LOCAL lock_timeout = '{PATIENCE}'")
-        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [ledger.LOCK])
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [booking.LOCK])
         cursor.execute(f"CREATE TEMP TABLE rollups_anew ON COMMIT DROP AS {anew}", values)
         cursor.execute("SELECT count(*) FROM rollups_anew")
         [rows] = cursor.fetchone()

@@ -17,7 +17,7 @@ from typing import Any
 
 from django.db import DatabaseError, connection, transaction
 
-from budgets import ledger
+from budgets import booking, ledger, records
 from budgets.counters import EPOCH, HOLDS, SURVEY, USAGE, run_now
 
 # A drain that takes longer is stuck, and so would be whoever waits for it.
@@ -44,7 +44,7 @@ class Survey:
     at: datetime
     epoch: str
     position: str
-    waiting: tuple[tuple[str, ledger.Record], ...]
+    waiting: tuple[tuple[str, records.Record], ...]
     unreadable: tuple[str, ...]
     used: dict[str, int | None]
     holds: int
@@ -61,7 +61,7 @@ def between_two_drains() -> Iterator[Callable[[], None]]:
     with transaction.atomic(durable=True), connection.cursor() as cursor:
         cursor.execute(f"SET LOCAL lock_timeout = '{PATIENCE}'")
         # Of the session, so that it can be given back before the snapshot.
-        cursor.execute("SELECT pg_advisory_lock(%s)", [ledger.LOCK])
+        cursor.execute("SELECT pg_advisory_lock(%s)", [booking.LOCK])
     kept_out = True
 
     def let_drains_go_on() -> None:
@@ -69,7 +69,7 @@ def between_two_drains() -> Iterator[Callable[[], None]]:
         if kept_out:
             kept_out = False
             with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_unlock(%s)", [ledger.LOCK])
+                cursor.execute("SELECT pg_advisory_unlock(%s)", [booking.LOCK])
 
     try:
         with transaction.atomic(durable=True):
@@ -94,14 +94,14 @@ def survey(keys: Sequence[str]) -> Survey:
     )
     if more:
         raise TooManyWaitError
-    waiting: list[tuple[str, ledger.Record]] = []
+    waiting: list[tuple[str, records.Record]] = []
     unreadable: list[str] = []
     seen: set[tuple[Any, ...]] = set()
     for stream_id, flat in entries:
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         try:
-            record = ledger.record_in(fields)
-        except ledger.UNREADABLE:
+            record = records.record_in(fields)
+        except records.UNREADABLE:
             unreadable.append(stream_id.decode())
             continue
         # Redis counted an end once, however often somebody wrote it into the stream.

@@ -9,6 +9,7 @@ from audit import checkpoints, months, prompts
 from budgets import (
     alerts,
     archives,
+    booking,
     closing,
     deliveries,
     learning,
@@ -100,7 +101,7 @@ def archive_months() -> None:
 @shared_task(ignore_result=True)
 def make_months() -> None:
     """Make the partitions of the months to come; every hour."""
-    months.ensure_ahead(ledger.BY_MONTH)
+    months.ensure_ahead(booking.BY_MONTH)
 
 
 @shared_task(ignore_result=True)

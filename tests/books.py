@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from django.db.models import Sum
 
 from audit.models import RequestEvent
-from budgets import ledger
+from budgets import booking
 from budgets.counters import DRAINED, HOLDS, PARTITION, SETTLED, redis_in_bytes
 from budgets.models import Budget, BudgetPeriod, LedgerEntry, ParkedRecord, SpooledSettlement, UsageRollup
 from budgets.usage import SUMS
@@ -76,6 +76,6 @@ def disagreements(tenants: Sequence[Tenant], *, flushed_at: float = 0.0) -> Iter
     for budget in Budget.objects.exclude(scope__in=["model", "upstream", "run"]):
         whose = {"tenant": {"tenant_id": budget.tenant_id}, "key": {"key_id": budget.key_id}}
         found = LedgerEntry.objects.filter(**mine, **whose.get(budget.scope, {}))
-        summed = sum(ledger._amount(budget.unit, row) for row in found)
+        summed = sum(booking.amount_of(budget.unit, row) for row in found)
         if summed != used[budget.id.hex]:
             yield f"{budget}: entries {summed}, periods {used[budget.id.hex]}"

@@ -8,8 +8,8 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from budgets.booking import ensure_months
 from budgets.exports import Order, Writing
-from budgets.ledger import ensure_months
 from budgets.models import LedgerEntry
 from budgets.pricing import PinnedPrice
 from budgets.usage import Selection

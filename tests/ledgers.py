@@ -12,10 +12,10 @@ from zoneinfo import ZoneInfo
 from django.db import transaction
 from hypothesis import strategies as st
 
-from budgets import ledger
-from budgets.ledger import Record
+from budgets import booking
 from budgets.models import LedgerEntry
 from budgets.pricing import PinnedPrice
+from budgets.records import Record
 from tenants.ids import new_id
 from tenants.models import Tenant
 
@@ -76,7 +76,7 @@ def taken_back() -> Iterator[None]:
 
 def book(*entries: LedgerEntry) -> list[LedgerEntry]:
     """Write entries and their rollups as the drain does; return them as they stand in the ledger."""
-    ledger._write([Record(entry, (), ()) for entry in entries])
+    booking.write([Record(entry, (), ()) for entry in entries])
     found = LedgerEntry.objects.filter(request_id__in=[entry.request_id for entry in entries])
     return list(found.order_by("id"))
 

@@ -18,7 +18,7 @@ from django.utils.timezone import now
 
 import audit.recording
 from audit.models import AuditEvent
-from budgets import canonical, ledger, month_closing
+from budgets import booking, canonical, ledger, month_closing
 from budgets.corrections import correct_usage
 from budgets.counters import hold_key
 from budgets.models import (
@@ -231,7 +231,7 @@ def test_records_that_wait_are_drained_before_a_month_is_closed(acme: Tenant, la
 def test_a_month_stays_open_while_somebody_else_drains(acme: Tenant, last: date) -> None:
     settled(acme, on(last))
 
-    with another_transaction(ledger.keep_drains_out):
+    with another_transaction(booking.keep_drains_out):
         assert against(acme, last) == ["1 records wait for the ledger."]
 
 
@@ -261,7 +261,7 @@ def test_who_used_something_and_is_open_is_to_be_closed(acme: Tenant, last: date
 
 def copy_of(entry: LedgerEntry, into: str = "budgets_ledgerentry", **changes: Any) -> None:
     """The same entry once more, with another id, written with plain SQL."""
-    row = {column: getattr(entry, column) for column in ledger.COLUMNS} | {"request_id": new_id()} | changes
+    row = {column: getattr(entry, column) for column in booking.COLUMNS} | {"request_id": new_id()} | changes
     columns = ", ".join(f'"{column}"' for column in row)
     with connection.cursor() as cursor:
         cursor.execute(

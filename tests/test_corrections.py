@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit.models import AuditEvent, RequestEvent
-from budgets import ledger
+from budgets import booking, ledger
 from budgets.corrections import _refuse_impossible, correct_usage
 from budgets.models import LedgerEntry
 from budgets.month_closing import close_month, same_as_closed
@@ -161,7 +161,7 @@ def test_the_ledger_books_nothing_twice(acme: Tenant) -> None:
     entry = used(acme, on(today(acme)))
 
     with pytest.raises(IntegrityError, match="has usage of"):
-        ledger.book(entry)
+        booking.book(entry)
 
 
 FIGURE = st.integers(-50, 50)

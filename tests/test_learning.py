@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit.models import AuditEvent
-from budgets import estimators, learning, ledger
+from budgets import booking, estimators, learning, ledger
 from budgets.charges import Usage
 from budgets.counters import USAGE
 from budgets.estimators import DEFAULT, Estimators, published, size_of
@@ -203,7 +203,7 @@ def test_nothing_is_learned_from_what_did_not_get_into_the_ledger(
         raise DatabaseError("the server went away")
 
     with monkeypatch.context() as patched:
-        patched.setattr(ledger, "_count_refusals", die)
+        patched.setattr(booking, "count_refusals", die)
         with pytest.raises(DatabaseError):
             ledger.drain()
 

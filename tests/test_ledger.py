@@ -17,7 +17,7 @@ from django.db import DatabaseError, IntegrityError, connection
 from django.db.models import Sum
 
 from audit.models import RequestEvent
-from budgets import ledger, refusals
+from budgets import booking, ledger, refusals
 from budgets.counters import DRAINED, REFUSALS, SETTLED, USAGE
 from budgets.limits import Limit
 from budgets.models import BudgetPeriod, LedgerEntry, ParkedRecord, UsageRollup
@@ -169,7 +169,7 @@ def test_a_drain_that_died_before_its_commit_has_lost_nothing(monkeypatch: pytes
         raise DatabaseError("the server went away")
 
     with monkeypatch.context() as patched:
-        patched.setattr(ledger, "_add_to_periods", die)
+        patched.setattr(booking, "_add_to_periods", die)
         with pytest.raises(DatabaseError):
             ledger.drain()
     assert LedgerEntry.objects.count() == 0

@@ -14,7 +14,7 @@ from django.utils.timezone import now
 
 from audit import months
 from audit.models import RequestEvent
-from budgets import ledger, tasks
+from budgets import booking, ledger, tasks
 from budgets.models import LedgerEntry
 from tenants.ids import new_id
 from tests.counting import ada, empty_redis
@@ -87,9 +87,9 @@ def test_this_month_and_the_next_three_are_there_and_the_task_makes_what_is_miss
 
     tasks.make_months()
 
-    for table in ledger.BY_MONTH:
+    for table in booking.BY_MONTH:
         assert set(wanted) <= set(months.partitions(table))
-    assert months.ensure_ahead(ledger.BY_MONTH) == 0
+    assert months.ensure_ahead(booking.BY_MONTH) == 0
 
 
 @pytest.mark.django_db(transaction=True)

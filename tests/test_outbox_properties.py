@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audit.models import RequestEvent
-from budgets import ledger, services, verification
+from budgets import booking, ledger, services, verification
 from budgets.counters import DRAINED, SETTLED, USAGE, Counter
 from budgets.models import BudgetPeriod, LedgerEntry, ParkedRecord, UsageRollup
 from budgets.pricing import PinnedPrice
@@ -179,12 +179,12 @@ def hand_over(entries: list[dict[bytes, bytes]]) -> None:
 @contextlib.contextmanager
 def dying(how: str) -> Iterator[None]:
     """A drain that dies before its commit, or after it and before the stream is told; or lives."""
-    parts = {"before": "_add_to_periods", "after": "run_now", "not": ""}
-    if not parts[how]:
+    parts = {"before": (booking, "_add_to_periods"), "after": (ledger, "run_now")}
+    if how not in parts:
         yield
         return
     with (
-        mock.patch.object(ledger, parts[how], side_effect=DatabaseError("killed")),
+        mock.patch.object(*parts[how], side_effect=DatabaseError("killed")),
         contextlib.suppress(DatabaseError),
     ):
         yield

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from budgets import ledger
+from budgets import booking
 from budgets.counters import PARTITION
 from budgets.models import Budget, LedgerEntry, Measure, RateLimit, Unit
 from budgets.services import set_budget, set_price, set_rate_limit
@@ -101,7 +101,7 @@ def used_of(row: Budget | RateLimit) -> int:
 def booked(what: str, entry: LedgerEntry) -> int:
     """What an entry means to a budget of a unit or a rate limit of a measure, when all calls have ended."""
     if what in Unit.values:
-        return ledger._amount(what, entry)
+        return booking.amount_of(what, entry)
     amounts: dict[str, int] = {
         Measure.REQUESTS_PER_MINUTE: 1,
         Measure.TOKENS_PER_MINUTE: entry.input_tokens + entry.output_tokens,

@@ -28,7 +28,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 
 from audit.models import AuditEvent
-from budgets import alerts, counters, ledger, services, survey, tasks, verification
+from budgets import alerts, booking, counters, ledger, services, survey, tasks, verification
 from budgets.comparisons import Difference
 from budgets.counters import EPOCH, SETTLED, USAGE
 from budgets.exports.profiles import PROFILES
@@ -306,7 +306,7 @@ def test_a_drain_that_never_ends_is_not_waited_for_for_ever(
 
     def drain_for_ever() -> None:
         with transaction.atomic():
-            assert ledger._locked()
+            assert booking.nobody_else_drains()
             stuck.set()
             done.wait(30)
         connection.close()
@@ -565,12 +565,12 @@ def test_days_whose_entries_were_archived_are_left_out_and_their_rollups_stay(se
     redis().xadd(USAGE, fields | {b"at": int(fields[b"at"]) - 70 * 86_400_000})
     ledger.drain()
     entry = LedgerEntry.objects.get()
-    for table in ledger.BY_MONTH:
+    for table in booking.BY_MONTH:
         tamper(f"DELETE FROM {table} WHERE request_id = %s", entry.request_id)  # noqa: S608
     assert {one.check for one in verification.verify(Part()).differences} == {"rollups", "budgets"}
 
     ArchivedMonth.objects.create(
-        table=ledger.BY_MONTH[0],
+        table=booking.BY_MONTH[0],
         month=entry.day.replace(day=1),
         file="x",
         sha256="x",

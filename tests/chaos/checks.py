@@ -16,7 +16,7 @@ from django.db import transaction
 from django.db.models import Sum
 
 from audit.models import RequestEvent
-from budgets import ledger
+from budgets import booking, ledger
 from budgets.exceptions import BudgetCut
 from budgets.models import BudgetPeriod, LedgerEntry, UsageRollup
 from budgets.usage import SUMS
@@ -170,7 +170,7 @@ def no_rate_is_passed(evidence: Evidence) -> Iterator[str]:
     for keyed in evidence.stage.keys:
         entries = [entry for entry in evidence.entries.values() if entry.key_id == keyed.key.pk]
         adjustments = [row for row in evidence.adjustments.values() if row.key_id == keyed.key.pk]
-        lifted = sum(max(0, ledger._amount("tokens", row)) for row in adjustments)
+        lifted = sum(max(0, booking.amount_of("tokens", row)) for row in adjustments)
         for first in entries:
             until = first.admitted_at + timedelta(seconds=60)
             minute = [entry.request_id for entry in entries if first.admitted_at <= entry.admitted_at < until]
@@ -188,7 +188,7 @@ def _lifted(evidence: Evidence) -> Tally[str]:
     for adjustment in evidence.adjustments.values():
         for counter in _facts(evidence).get(adjustment.request_id, {}).get("counters", ()):
             if counter[0] == "budget":
-                lifted[counter[1]] += max(0, ledger._amount(counter[2], adjustment))
+                lifted[counter[1]] += max(0, booking.amount_of(counter[2], adjustment))
     return lifted
 
 
