@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any, cast
 from uuid import UUID
 
+from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.options import InlineModelAdmin
 from django.core.exceptions import ValidationError
@@ -16,8 +17,9 @@ from audit.admin import ReadOnlyAdmin, ask_reason
 from audit.models import LoggedPrompt
 from audit.sealing import Unreadable
 from keys import services
-from keys.models import AnonymousAccess, ApiKey, KeySecret, PolicyRule, PromptRules
+from keys.models import AnonymousAccess, ApiKey, KeySecret, ManagementKey, PolicyRule, PromptRules
 from keys.prompts import check_lifetime, find_prompt, read_prompt, set_prompt_rules
+from keys.scopes import SCOPES
 from tenants import generations
 from tenants.forms import WhichModelsForm
 from tenants.models import User
@@ -160,6 +162,75 @@ class ApiKeyAdmin(admin.ModelAdmin):
             self.message_user(request, f"{done}; in force.", messages.SUCCESS)
         else:
             self.message_user(request, f"{done}; pending, because Redis cannot be reached.", messages.WARNING)
+        return None
+
+
+class ManagementKeyForm(forms.ModelForm):
+    scopes = forms.MultipleChoiceField(
+        choices=[(scope, f"{scope}: {what}") for scope, what in SCOPES.items()],
+        widget=forms.CheckboxSelectMultiple,
+    )
+
+    class Meta:
+        model = ManagementKey
+        fields = ["label", "scopes", "tenant", "expires_at"]
+
+
+@admin.register(ManagementKey)
+class ManagementKeyAdmin(admin.ModelAdmin):
+    """Keys for the management API are issued and revoked here. Adding one shows its secret, that one time."""
+
+    form = ManagementKeyForm
+    chosen = ["label", "scopes", "tenant", "expires_at"]
+    told = ["public_id", "created_at", "created_by", "last_used_at", "revoked_at", "revoked_reason"]
+    list_display = ["label", "public_id", "tenant", "created_by", "expires_at", "last_used_at", "revoked_at"]
+    list_select_related = ["tenant"]
+    list_filter = [StateFilter]
+    search_fields = ["label__startswith", "public_id__exact", "tenant__slug__exact"]
+    autocomplete_fields = ["tenant"]
+    show_full_result_count = False
+    actions = ["revoke"]
+
+    def get_fields(self, request: HttpRequest, obj: Model | None = None) -> list[Any]:
+        return [*self.chosen, *self.told] if obj else self.chosen
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
+        """What a key may do does not change: whoever wants another one issues another one."""
+        return [*self.chosen, *self.told] if obj else []
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def save_model(self, request: HttpRequest, obj: ManagementKey, form: Any, change: bool) -> None:
+        if change:
+            return
+        key, secret = services.issue_management_key(actor=str(request.user), **form.cleaned_data)
+        obj.pk = key.pk
+        # From here to the page and nowhere else: neither session nor messages may hold it.
+        request.issued_secret = secret  # type: ignore[attr-defined]
+
+    def response_add(
+        self, request: HttpRequest, obj: ManagementKey, post_url_continue: str | None = None
+    ) -> HttpResponse:
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "Management key issued",
+            "opts": self.opts,
+            "key": obj,
+            "secret": request.issued_secret,  # type: ignore[attr-defined]
+        }
+        return TemplateResponse(
+            request, "admin/keys/apikey/issued.html", context, headers={"Cache-Control": "no-store"}
+        )
+
+    @admin.action(description="Revoke selected management keys", permissions=["change"])
+    def revoke(self, request: HttpRequest, keys: QuerySet[ManagementKey]) -> HttpResponse | None:
+        reason = request.POST.get("reason", "").strip()
+        if not reason:
+            return ask_reason(self, request, keys, action="revoke", title="Revoke management keys")
+        actor = str(request.user)
+        revoked = sum(services.revoke_management_key(key=key, actor=actor, reason=reason) for key in keys)
+        self.message_user(request, f"Revoked {revoked} of {len(keys)} keys.", messages.SUCCESS)
         return None
 
 

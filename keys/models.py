@@ -6,6 +6,7 @@ from django.utils.timezone import now
 
 from audit.redaction import LONGEST_TEMPLATE, MOST_TEMPLATES, check_template
 from keys.policies import OPTIONS
+from keys.scopes import SCOPES
 from tenants.ids import new_id
 from tenants.models import Member, Tenant
 
@@ -350,3 +351,71 @@ class PromptRules(models.Model):
             raise ValidationError({"redactions": str(exc)}) from exc
         if len(self.redactions) > MOST_TEMPLATES:
             raise ValidationError({"redactions": f"{MOST_TEMPLATES} templates at most."})
+
+
+def validate_scopes(scopes: list[str]) -> None:
+    if unknown := sorted(set(scopes) - set(SCOPES)):
+        raise ValidationError(f"There is no scope {', '.join(unknown)}.", code="scopes")
+
+
+class ManagementKey(models.Model):
+    """What a program manages the gateway with, under ``/manage/v1/``. It calls no model.
+
+    With a tenant it sees and touches that tenant alone. What is stored of its
+    secret is the public part, by which it is found, and a digest, as with the
+    keys for calls. ``created_by`` is who issued it.
+    """
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    label = models.CharField(max_length=80, help_text="What the key is for, such as terraform.")
+    scopes = ArrayField(
+        models.TextField(), validators=[validate_scopes], help_text="What may be done with it: budgets:read."
+    )
+    tenant = models.ForeignKey(
+        Tenant,
+        on_delete=models.PROTECT,
+        related_name="+",
+        null=True,
+        blank=True,
+        help_text="The one tenant that it sees and touches. Empty: all, and what belongs to none.",
+    )
+    public_id = models.CharField(max_length=12, unique=True, editable=False)
+    digest = models.CharField(max_length=64, editable=False)
+    created_at = models.DateTimeField(default=now, editable=False)
+    created_by = models.TextField(editable=False)
+    expires_at = models.DateTimeField(
+        null=True, blank=True, help_text="From this moment the key is refused. Empty: it never expires."
+    )
+    revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
+    revoked_reason = models.TextField(blank=True, editable=False)
+    last_used_at = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="Noted once a minute at most."
+    )
+
+    class Meta:
+        ordering = ["-created_at"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["label"],
+                condition=Q(revoked_at=None),
+                name="keys_managementkey_live_label_once",
+                violation_error_message="Another live management key has this label.",
+            ),
+            models.CheckConstraint(
+                condition=Q(expires_at=None) | Q(expires_at__gt=F("created_at")),
+                name="keys_managementkey_expires_after_creation",
+                violation_error_message="A key cannot expire before it is created.",
+            ),
+            models.CheckConstraint(
+                condition=Q(revoked_reason="") | Q(revoked_at__isnull=False),
+                name="keys_managementkey_reason_only_when_revoked",
+            ),
+            models.CheckConstraint(
+                condition=Q(public_id__regex=r"^[0-9A-Za-z]{12}\Z") & Q(digest__regex=r"^[0-9a-f]{64}\Z"),
+                name="keys_managementkey_has_a_secret",
+            ),
+            models.CheckConstraint(condition=~Q(created_by=""), name="keys_managementkey_says_who_issued_it"),
+        ]
+
+    def __str__(self) -> str:
+        return self.label

@@ -1,10 +1,10 @@
 """Secrets: the strings that clients send, and what is stored of them.
 
-``tg_`` + 12 characters of public id + 40 random characters + 6 characters of
-checksum, all of them digits and ASCII letters. The random part carries 238
-bits, so one round of a keyed digest is enough to store it safely. The checksum
-is the CRC32 of all that precedes it: a mistyped secret, or a string of another
-service, is told apart without looking anything up.
+``tg_`` (``tgm_`` for those who manage) + 12 characters of public id + 40 random
+characters + 6 characters of checksum, all of them digits and ASCII letters. The
+random part carries 238 bits, so one round of a keyed digest is enough to store it
+safely. The checksum is the CRC32 of all that precedes it: a mistyped secret, or a
+string of another service, is told apart without looking anything up.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from functools import cache
 from hashlib import blake2b
 
 from tenants.quick_settings import settings
+from tenants.secret_marks import CALLING
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_SHAPE = re.compile(r"tg_([0-9A-Za-z]{12})[0-9A-Za-z]{46}")
+_SHAPE = re.compile(r"(tgm?_)([0-9A-Za-z]{12})[0-9A-Za-z]{46}")
 
 
-def mint() -> tuple[str, str]:
+def mint(mark: str = CALLING) -> tuple[str, str]:
     """A new public id and the secret that contains it."""
     public_id = _random(12)
-    body = f"tg_{public_id}{_random(40)}"
+    body = f"{mark}{public_id}{_random(40)}"
     return public_id, body + _checksum(body)
 
 
-def public_id_of(secret: str) -> str | None:
-    """The public id in ``secret``, or None if no secret of ours looks like that."""
+def public_id_of(secret: str, mark: str = CALLING) -> str | None:
+    """The public id in ``secret``, or None if no secret of ours with this mark looks like that."""
     shape = _SHAPE.fullmatch(secret)
-    if shape is None or _checksum(secret[:-6]) != secret[-6:]:
+    if shape is None or shape[1] != mark or _checksum(secret[:-6]) != secret[-6:]:
         return None
-    return shape[1]
+    return shape[2]
 
 
 def digest(secret: str) -> str:

@@ -1,5 +1,6 @@
 """What is done to keys: each function is one transaction with its audit event inside."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -9,10 +10,11 @@ from django.views.decorators.debug import sensitive_variables
 
 from audit.recording import record
 from keys import secrets
-from keys.models import AnonymousAccess, ApiKey, KeySecret, PolicyRule
+from keys.models import AnonymousAccess, ApiKey, KeySecret, ManagementKey, PolicyRule
 from keys.prompts import check_lifetime
 from tenants import generations
 from tenants.models import Member, Tenant
+from tenants.secret_marks import MANAGING
 
 
 @sensitive_variables("secret")
@@ -228,3 +230,62 @@ def _key_for_visitors(tenant: Tenant, actor: str) -> ApiKey:
         kind=key.kind,
     )
     return key
+
+
+@sensitive_variables("secret")
+@transaction.atomic
+def issue_management_key(
+    *,
+    label: str,
+    scopes: Iterable[str],
+    actor: str,
+    tenant: Tenant | None = None,
+    expires_at: datetime | None = None,
+) -> tuple[ManagementKey, str]:
+    """Create a key to manage with, for everything or for one tenant, and return it with its secret.
+
+    The secret is not stored, so this is the caller's only chance to show it.
+    Raises ``ValidationError`` for values a key cannot have: no scope, one that
+    there is not, a label that another live one has.
+    """
+    public_id, secret = secrets.mint(MANAGING)
+    key = ManagementKey(
+        label=label,
+        scopes=sorted(set(scopes)),
+        tenant=tenant,
+        public_id=public_id,
+        digest=secrets.digest(secret),
+        created_by=actor,
+        expires_at=expires_at,
+    )
+    key.full_clean()
+    key.save(force_insert=True)
+    record(
+        action="management_key.issued",
+        actor=actor,
+        subject=str(key.pk),
+        tenant_id=key.tenant_id,
+        label=label,
+        public_id=public_id,
+        scopes=key.scopes,
+        expires_at=expires_at,
+    )
+    return key, secret
+
+
+@transaction.atomic
+def revoke_management_key(*, key: ManagementKey, actor: str, reason: str) -> bool:
+    """Refuse ``key`` from the next request on, for good; return False if it was revoked already."""
+    revoked = ManagementKey.objects.filter(pk=key.pk, revoked_at=None).update(
+        revoked_at=now(), revoked_reason=reason
+    )
+    if revoked:
+        record(
+            action="management_key.revoked",
+            actor=actor,
+            subject=str(key.pk),
+            tenant_id=key.tenant_id,
+            reason=reason,
+            label=key.label,
+        )
+    return bool(revoked)

@@ -1,0 +1,22 @@
+"""What a management key may be issued for. Each view says which of these it asks for."""
+
+from __future__ import annotations
+
+SCOPES = {
+    "tenants:read": "tenants, their teams and members",
+    "tenants:write": "the same, to create and change them",
+    "keys:read": "keys for calls, never their secrets",
+    "keys:write": "issue, change and revoke keys for calls",
+    "budgets:read": "budgets, how they stand, and rate limits",
+    "budgets:write": "set, raise and remove budgets and rate limits",
+    "prices:read": "what models cost",
+    "prices:write": "set and remove prices",
+    "routes:read": "upstreams and other names of models",
+    "routes:write": "change where calls go",
+    "switches:read": "kill switches",
+    "switches:write": "arm and lift kill switches",
+    "calls:read": "calls that run now",
+    "calls:write": "end running calls",
+    "statements:read": "statements of closed months",
+    "audit:read": "who changed what",
+}
