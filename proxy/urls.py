@@ -53,6 +53,7 @@ urlpatterns: list[URLPattern] = [
     path("api/show", only(POST, views.show)),
     path("api/ps", only(GET, views.ps)),
     path("v1/usage", only(GET, views.usage)),
+    path("v1/key", only(GET, views.key)),
     path("v1/models", only(GET, views.models)),
     path("v1/models/<path:name>", only(GET, views.model)),
     path("v1/messages/count_tokens", only(POST, views.count_tokens)),

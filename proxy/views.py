@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from budgets import quotas
 from budgets.estimators import estimators
 from budgets.exceptions import CallStopped
 from budgets.tallies import tallies
+from keys.exceptions import InvalidKey
 from proxy import human_checks, upstream
 from proxy.admission import Admission, Onlooker, admit, recognise
 from proxy.calls import Call, Dialect, Framing, Route
@@ -26,7 +28,7 @@ from proxy.catalog import catalog
 from proxy.clamping import described
 from proxy.dialects import anthropic, ollama, openai
 from proxy.errors import INTERNAL, code_of, dialect_of, limit_headers, render, status_of
-from proxy.exceptions import RouteRefused, SecretInUrl, UnsupportedMedia
+from proxy.exceptions import NoModels, RouteRefused, SecretInUrl, UnsupportedMedia
 from proxy.metering import meter_for
 from proxy.relay import Stream, outcome_of, whole_answer
 from proxy.replies import Reply
@@ -34,6 +36,7 @@ from proxy.running import RunningCall
 from tenants.exceptions import Refusal
 from tenants.ids import new_id
 from tenants.quick_settings import settings
+from tenants.secret_marks import MARKS
 
 CONTENT_TYPES = {
     Framing.NDJSON: "application/x-ndjson",
@@ -44,8 +47,6 @@ CONTENT_TYPES = {
 # Its answer is a ``Reply``, but in the eyes of Django's types a view returns a response of Django's.
 Door = Callable[..., Coroutine[Any, Any, Any]]
 
-# How every secret begins; it has no business in an address.
-SECRET_MARK = "tg_"  # noqa: S105 - the beginning only
 # What the books keep as status when nobody was there to be given one (nginx' number).
 CLIENT_LEFT = 499
 
@@ -61,7 +62,8 @@ def door(view: Door) -> Door:
     async def opened(request: HttpRequest, **bound: Any) -> Reply:
         request_id = new_id()
         try:
-            if SECRET_MARK in request.META["QUERY_STRING"]:
+            # Addresses end up in logs.
+            if any(mark in request.META["QUERY_STRING"] for mark in MARKS):
                 raise SecretInUrl
             if request.headers.get("content-encoding", "identity") != "identity":
                 raise UnsupportedMedia
@@ -209,6 +211,38 @@ async def usage(request: HttpRequest, request_id: UUID) -> Reply:
     if onlooker.caller.allowance is not None:
         told["human_check"] = human_checks.offer(onlooker.standing)
     return _json(told, onlooker, Dialect.OPENAI)
+
+
+@door
+async def key(request: HttpRequest, request_id: UUID) -> Reply:
+    """GET /v1/key: what the caller's own key is, may call, and has left."""
+    onlooker = await recognise(request.headers, request.META)
+    caller = onlooker.caller
+    if caller.allowance is not None:
+        raise InvalidKey("visitors have no key")
+    try:
+        offered = [model.name for model in onlooker.offered()]
+    except NoModels:
+        offered = []
+    expires_at_ms = caller.expires_at_ms
+    told = {
+        "object": "key",
+        "id": str(caller.key_id),
+        "label": caller.key,
+        "public_id": caller.public_id,
+        "tenant": caller.tenant,
+        "team": caller.team or None,
+        "member": caller.member or None,
+        "expires_at": None if expires_at_ms is None else _utc(expires_at_ms),
+        "models": offered,
+        "usage": quotas.told(caller, onlooker.standing),
+    }
+    return _json(told, onlooker, Dialect.OPENAI)
+
+
+def _utc(milliseconds: int) -> str:
+    """A moment as RFC 3339 writes it, in UTC."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat().replace("+00:00", "Z")
 
 
 @door

@@ -37,6 +37,7 @@ LISTING = {
     ("HEAD", "/api/tags"),
     ("GET", "/api/ps"),
     ("POST", "/api/show"),
+    ("GET", "/v1/key"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/tiny"),
     ("GET", "/v1/models/ns/tiny:7b"),
@@ -70,7 +71,8 @@ REFUSED = {
     ("POST", "/api"),
     ("GET", "/v1"),
     ("GET", "/v1/models/"),
-    ("GET", "/v1/key"),
+    ("POST", "/v1/key"),
+    ("GET", "/v1/key/"),
     ("POST", "/api/chat/"),
     ("POST", "//api/chat"),
     ("POST", "/api//chat"),
@@ -157,8 +159,9 @@ def test_a_query_changes_no_door(method, path):
 
 
 @pytest.mark.parametrize(("method", "path"), by_path(INFERENCE | LISTING | ANSWERED))
-def test_a_secret_in_the_address_is_refused(method, path):
-    status, _, body = ask(method, path, b"key=tg_abcdefghijkl" + b"0" * 46)
+@pytest.mark.parametrize("mark", [b"tg_", b"tgm_"])
+def test_a_secret_in_the_address_is_refused(method, path, mark):
+    status, _, body = ask(method, path, b"key=" + mark + b"abcdefghijkl" + b"0" * 46)
 
     assert status == 400
     assert b"address holds an API key" in body
