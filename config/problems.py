@@ -7,7 +7,10 @@ from http import HTTPStatus
 from typing import Any
 
 from django.core.exceptions import ValidationError
+from django.db import DataError, IntegrityError
 from django.db import Error as DatabaseError
+from django.http import HttpRequest, JsonResponse
+from django.views.decorators.csrf import csrf_exempt
 from rest_framework.exceptions import APIException
 from rest_framework.exceptions import ValidationError as InvalidData
 from rest_framework.response import Response
@@ -15,6 +18,8 @@ from rest_framework.serializers import as_serializer_error
 from rest_framework.views import exception_handler
 
 from tenants.redis import RedisError
+
+PROBLEM = "application/problem+json"
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +34,10 @@ def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
         found = as_serializer_error(exc)
         # Django's and the framework's names for what is wrong with no field alone.
         exc = InvalidData({"non_field_errors" if name == "__all__" else name: found[name] for name in found})
+    if isinstance(exc, DataError):
+        return _response(400, "Something in the request is no text or number that can be kept.")
+    if isinstance(exc, IntegrityError):
+        return _response(409, "Somebody else has changed at the same time what this needs. Look again.")
     if isinstance(exc, DatabaseError | RedisError):
         logger.warning("a store could not be asked: %r", exc)
         return _response(503, "A store that knows the answer cannot be reached. Try again.")
@@ -45,7 +54,14 @@ def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
     return answer
 
 
+@csrf_exempt
+def nothing_there(request: HttpRequest) -> JsonResponse:
+    """A path under ``/manage/`` that is none: a program is not told in a page for people."""
+    answer = _response(404, "There is nothing at this address. Every address ends with a slash.")
+    return JsonResponse(answer.data, status=404, content_type=PROBLEM)
+
+
 def _response(status: int, detail: str, **more: Any) -> Response:
     title = HTTPStatus(status).phrase
     described = {"type": "about:blank", "title": title, "status": status, "detail": detail or title, **more}
-    return Response(described, status=status, content_type="application/problem+json")
+    return Response(described, status=status, content_type=PROBLEM)

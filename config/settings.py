@@ -47,6 +47,7 @@ INSTALLED_APPS = [
     "django.contrib.humanize",
     "channels",
     "rest_framework",
+    "drf_spectacular",
     "allauth",
     "allauth.account",
     "allauth.mfa",
@@ -100,7 +101,25 @@ TEMPLATES = [
 REST_FRAMEWORK = {
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "keys.api.authentication.ManagementKeyAuthentication",
+        "rest_framework.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["tenants.api.permissions.MayManage"],
+    "DEFAULT_THROTTLE_CLASSES": ["tenants.api.throttling.PerActor"],
+    "DEFAULT_PAGINATION_CLASS": "tenants.api.paging.Page",
+    "DEFAULT_METADATA_CLASS": None,
+    "DEFAULT_SCHEMA_CLASS": "tenants.api.schema.Schema",
     "EXCEPTION_HANDLER": "config.problems.problem",
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Tollgate management API",
+    "VERSION": VERSION,
+    "DESCRIPTION": "Tenants, keys, limits, prices, routes, stops and the audit of a Tollgate gateway.",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SCHEMA_PATH_PREFIX": "/manage/v1",
+    "COMPONENT_SPLIT_REQUEST": True,
+    "POSTPROCESSING_HOOKS": ["tenants.api.schema.with_problems"],
 }
 
 AUTH_PASSWORD_VALIDATORS = [
@@ -196,6 +215,9 @@ CELERY_BROKER_URL: str = env.str("CELERY_BROKER_URL", default=REDIS_URL)
 
 # Keeps the digests of secrets useless to whoever has only the database.
 KEY_PEPPER: str = env.str("KEY_PEPPER")
+
+# The management API: how often one key or person may ask.
+MANAGEMENT_REQUESTS_PER_MINUTE: int = env.int("MANAGEMENT_REQUESTS_PER_MINUTE", default=600)
 
 # Requests: what is read from a client.
 MAX_BODY_BYTES: int = env.int("MAX_BODY_BYTES", default=20 * 2**20)

@@ -6,7 +6,10 @@ from allauth.mfa.models import Authenticator
 from allauth.socialaccount.models import SocialAccount, SocialApp, SocialToken
 from allauth.usersessions.models import UserSession
 from django.contrib import admin
-from django.urls import include, path
+from django.urls import include, path, re_path
+
+from config.openapi import Document
+from config.problems import nothing_there
 
 # People of both doors sign in at one place.
 admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign, no-untyped-call]
@@ -15,7 +18,12 @@ admin.site.unregister([EmailAddress, Authenticator, SocialAccount, SocialApp, So
 
 urlpatterns = [
     path("admin/", admin.site.urls),
+    path("manage/v1/", include("tenants.urls")),
+    path("manage/v1/", include("keys.urls")),
     path("manage/v1/", include("budgets.urls")),
+    path("manage/v1/", include("proxy.manage_urls")),
+    path("manage/v1/openapi.json", Document.as_view(), name="openapi"),
+    re_path("^manage/", nothing_there),
     path("account/", include("allauth.urls")),
     path("portal/", include("tenants.portal")),
     path("portal/", include("budgets.portal_statements")),

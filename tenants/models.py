@@ -228,3 +228,28 @@ class Generation(models.Model):
 
     def __str__(self) -> str:
         return f"{self.subject} {self.number}"
+
+
+class KeptAnswer(models.Model):
+    """What a request with an ``Idempotency-Key`` was answered, for whoever sends it again.
+
+    ``actor`` is ``key:`` or ``user:`` and the id in hex, ``request_digest`` the
+    SHA-256 of method, address and body. ``body`` is JSON, null where it showed
+    a secret. Written and deleted by ``tenants.api.idempotency`` only.
+    """
+
+    actor = models.TextField()
+    key = models.CharField(max_length=255)
+    request_digest = models.CharField(max_length=64)
+    status = models.SmallIntegerField()
+    body = models.TextField(null=True)  # noqa: DJ001 - nothing kept is not the same as nothing answered
+    at = models.DateTimeField(default=now)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["actor", "key"], name="tenants_keptanswer_once_per_key"),
+        ]
+        indexes = [models.Index(fields=["at"], name="tenants_keptanswer_oldest")]
+
+    def __str__(self) -> str:
+        return f"{self.status} for {self.actor}"

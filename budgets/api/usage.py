@@ -140,6 +140,8 @@ class EntrySerializer(serializers.ModelSerializer):
 class UsageViewSet(ViewSet):
     """Sums of usage by any parts; each row's ``rows`` leads to its entries."""
 
+    # For people alone, who read by their place at a tenant; no part of what is described for programs.
+    schema = None
     authentication_classes = [SessionAuthentication]
     permission_classes = [IsAuthenticated]
 
@@ -174,6 +176,8 @@ class UsageViewSet(ViewSet):
 class EntryViewSet(ViewSet):
     """Entries of the ledger, the newest first; ``next`` leads to the page after."""
 
+    # For people alone, who read by their place at a tenant; no part of what is described for programs.
+    schema = None
     authentication_classes = [SessionAuthentication]
     permission_classes = [IsAuthenticated]
 

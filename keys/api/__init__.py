@@ -1,0 +1,1 @@
+"""Who manages, and the keys for calls, under ``/manage/v1/``."""

@@ -1,0 +1,625 @@
+"""The management API: who may do what, what they are told, and what a repeat does."""
+
+from __future__ import annotations
+
+import re
+import threading
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import time_machine
+from django.db import connection
+from django.test import Client
+from django.utils.timezone import now
+
+from audit.models import AuditEvent
+from budgets.models import Budget, KillSwitch, Price, RateLimit
+from budgets.services import (
+    arm_kill_switch,
+    raise_budget,
+    set_budget,
+    set_price,
+    set_rate_limit,
+)
+from keys import secrets
+from keys.models import ApiKey
+from keys.scopes import SCOPES
+from keys.services import issue_key, revoke_management_key
+from proxy.models import ModelAlias, Upstream
+from proxy.services import save_alias, save_upstream
+from tenants.api.managed import Managed
+from tenants.api.paging import MOST
+from tenants.models import KeptAnswer, Member, Team, Tenant, User
+from tenants.redis import RedisError
+from tenants.services import add_member, create_team, create_tenant, create_user
+from tests.managing import OF_PEOPLE, Endpoint, all_endpoints, endpoints, manager
+from tests.test_stops_by_operators import NOWHERE, signed_in
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ENDPOINTS = endpoints()
+# What a key of one tenant is refused for, before anybody looks at ids.
+OF_PLATFORM = {
+    "POST tenants/",
+    "POST tenants/<uuid:pk>/suspend/",
+    "POST tenants/<uuid:pk>/resume/",
+    "POST members/",
+    "POST upstreams/",
+}
+
+
+def create_all(slug: str) -> dict[str, Any]:
+    """A tenant with one of everything, by the first word of the path that leads to it."""
+    tenant = create_tenant(slug=slug, name=slug, actor="test")
+    team = create_team(tenant=tenant, name="Research", actor="test")
+    user = create_user(username=f"bob-{slug}", email=f"bob@{slug}.example", actor="test")
+    key, _ = issue_key(tenant=tenant, label="nightly", actor="test")
+    budget = set_budget(scope="tenant", tenant=tenant, unit="tokens", period="day", limit=9, actor="test")
+    return {
+        "tenants": tenant,
+        "teams": team,
+        "members": add_member(tenant=tenant, user=user, actor="test"),
+        "keys": key,
+        "budgets": budget,
+        "raise": raise_budget(
+            budget=budget, by=1, ends_at=now() + timedelta(hours=1), reason="test", actor="test"
+        ),
+        "rate-limits": set_rate_limit(
+            scope="tenant", tenant=tenant, measure="requests_per_minute", limit=9, actor="test"
+        ),
+        "prices": set_price(model="tiny:1b", tenant=tenant, input_price=1, actor="test"),
+        "kill-switches": arm_kill_switch(scope="tenant", tenant=tenant, actor="test", reason="fire"),
+        "aliases": save_alias(
+            alias=ModelAlias(tenant=tenant, alias="default:latest", model="tiny:1b"), actor="test"
+        ),
+        "audit-events": AuditEvent.objects.get(action="tenant.created", tenant_id=tenant.pk),
+    }
+
+
+@pytest.fixture
+def acme() -> dict[str, Any]:
+    return create_all("acme")
+
+
+@pytest.fixture
+def globex() -> dict[str, Any]:
+    return create_all("globex")
+
+
+def address(endpoint: Endpoint, rows: dict[str, Any], stranger: bool = False) -> str:
+    """The path of an endpoint with the ids of ``rows``; of a stranger, with ids that there are not."""
+    row: Any = rows.get(endpoint.route.partition("/")[0])
+    known = row is not None and not stranger
+    pk: Any = row.pk if known else uuid.UUID(int=7)
+    if "<int:" in endpoint.route and not known:
+        pk = 10**9
+    raised = uuid.UUID(int=8) if stranger else rows["raise"].pk
+    return endpoint.path(pk=pk, raise_id=raised, number="ST-2026-000001")
+
+
+WORDS = {
+    "reason": "because",
+    "name": "Other",
+    "label": "other",
+    "model": "other:latest",
+    "ends_at": "2999-01-01T00:00:00Z",
+    "by": 1,
+}
+
+
+def everything(rows: dict[str, Any]) -> tuple[Any, ...]:
+    """All that can be changed of these rows, as it is now."""
+    kinds = (Tenant, Team, Member, ApiKey, Budget, RateLimit, Price, ModelAlias, KillSwitch)
+    return (
+        *(list(kind._default_manager.order_by("pk").values()) for kind in kinds),
+        AuditEvent.objects.count(),
+    )
+
+
+@pytest.mark.parametrize("endpoint", [one for one in ENDPOINTS if "<" in one.route], ids=str)
+def test_a_key_of_one_tenant_finds_of_another_what_it_finds_of_nobody(acme, globex, endpoint):
+    ours = manager(tenant=acme["tenants"])
+    before = everything(globex)
+
+    foreign = ours.ask(endpoint.method, address(endpoint, globex), WORDS)
+    unknown = ours.ask(endpoint.method, address(endpoint, globex, stranger=True), WORDS)
+
+    assert foreign.status_code == (403 if str(endpoint) in OF_PLATFORM else 404)
+    assert (foreign.status_code, foreign.json()) == (unknown.status_code, unknown.json())
+    assert everything(globex) == before
+
+
+@pytest.mark.parametrize("endpoint", [one for one in ENDPOINTS if one.action == "list"], ids=str)
+def test_a_key_of_one_tenant_lists_that_tenant_alone(acme, globex, endpoint):
+    save_upstream(upstream=Upstream(name="gpu-1", base_url="http://127.0.0.1:1"), actor="test")
+    set_price(model="tiny:1b", input_price=1, actor="test")
+    ours, everybodys = manager(tenant=acme["tenants"]), manager()
+
+    listed = ours.get(endpoint.route).json()["results"]
+    foreign = ours.get(f"{endpoint.route}?tenant=globex").json()
+    whole = everybodys.get(endpoint.route).json()["results"]
+
+    name = endpoint.route.strip("/")
+    tenant_field = "id" if name == "tenants" else "tenant_id"
+    mine = str(acme["tenants"].pk)
+    assert {row.get(tenant_field) for row in listed} <= {mine}
+    if "tenant" in endpoint.view.filters:
+        assert foreign["results"] == []
+    if name in acme:
+        assert {row[tenant_field] for row in whole} >= {mine, str(globex["tenants"].pk)}
+        assert [row["id"] for row in listed if row["id"] in (acme[name].pk, str(acme[name].pk))]
+
+
+BODIES: dict[str, dict[str, Any]] = {
+    "POST teams/": {"name": "Another"},
+    "POST keys/": {"label": "another"},
+    # Without a limit, which is not the same as one that is left out.
+    "POST budgets/": {"scope": "tenant", "unit": "requests", "period": "day", "limit": None},
+    "POST rate-limits/": {"scope": "tenant", "measure": "tokens_per_minute", "limit": 1},
+    "POST prices/": {"model": "tiny:1b", "input_price": 1},
+    "POST kill-switches/": {"scope": "tenant", "reason": "fire"},
+    "POST running-calls/stop/": {"reason": "fire"},
+    "POST aliases/": {"alias": "other:latest", "model": "tiny:1b"},
+}
+
+
+def test_every_endpoint_that_writes_for_a_tenant_is_tried():
+    """A new endpoint is classified here, by adding it to one of the tables."""
+    creating = {str(one) for one in ENDPOINTS if one.method == "POST" and "<" not in one.route}
+
+    assert creating - OF_PLATFORM == set(BODIES)
+
+
+@pytest.mark.parametrize("endpoint", BODIES)
+def test_a_key_of_one_tenant_writes_for_no_other(acme, globex, endpoint):
+    ours = manager(tenant=acme["tenants"])
+    method, path = endpoint.split()
+    before = everything(globex)
+
+    foreign = ours.ask(method, path, BODIES[endpoint] | {"tenant": "globex"})
+    unknown = ours.ask(method, path, BODIES[endpoint] | {"tenant": "nobody"})
+
+    assert foreign.status_code == unknown.status_code == 400
+    assert foreign.content.replace(b"globex", b"nobody") == unknown.content
+    assert everything(globex) == before
+
+
+@pytest.mark.parametrize("endpoint", [name for name in BODIES if "running" not in name])
+def test_a_key_of_one_tenant_need_not_name_it(acme, endpoint):
+    method, path = endpoint.split()
+
+    made = manager(tenant=acme["tenants"]).ask(method, path, BODIES[endpoint])
+
+    assert made.status_code == 201, made.content
+    assert made.json()["tenant"] == "acme"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("budgets/", {"scope": "platform", "unit": "tokens", "period": "day", "limit": 0}),
+        ("kill-switches/", {"scope": "platform", "reason": "fire"}),
+        ("kill-switches/", {"scope": "upstream", "upstream": "gpu-1", "reason": "fire"}),
+    ],
+)
+def test_a_key_of_one_tenant_touches_nothing_of_the_platform(acme, path, body):
+    switches, limits = KillSwitch.objects.count(), Budget.objects.count()
+
+    assert manager(tenant=acme["tenants"]).post(path, **body).status_code == 400
+    assert (KillSwitch.objects.count(), Budget.objects.count()) == (switches, limits)
+
+
+@pytest.mark.parametrize("part", ["team", "member", "key"])
+def test_parts_of_another_tenant_are_as_unknown_as_those_that_there_are_not(acme, globex, part):
+    ours = manager(tenant=acme["tenants"])
+    body = {"scope": part, "unit": "tokens", "period": "day", "limit": 1}
+
+    foreign = ours.post("budgets/", **body, **{part: str(globex[f"{part}s"].pk)})
+    unknown = ours.post("budgets/", **body, **{part: str(uuid.UUID(int=7))})
+
+    assert foreign.status_code == unknown.status_code == 400
+    assert re.sub(r"[0-9a-f-]{36}", "", foreign.content.decode()) == re.sub(
+        r"[0-9a-f-]{36}", "", unknown.content.decode()
+    )
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=str)
+def test_every_endpoint_asks_for_its_scope_and_its_permission(acme, endpoint):
+    assert issubclass(endpoint.view, Managed)
+    needed = endpoint.view.needs[endpoint.action]
+    scope = f"{endpoint.view.scope}:{'read' if endpoint.method == 'GET' else 'write'}"
+    without = manager(*(set(SCOPES) - {scope}))
+    path = address(endpoint, acme)
+
+    refused = without.ask(endpoint.method, path, {})
+    allowed = manager(scope).ask(endpoint.method, path, {})
+    looking = signed_in(is_staff=True).generic(endpoint.method, f"/manage/v1/{path}")
+    names = (needed,) if isinstance(needed, str) else needed
+    permitted = signed_in(*(name.partition(".")[2] for name in names), is_staff=True).generic(
+        endpoint.method, f"/manage/v1/{path}", "{}", content_type="application/json"
+    )
+
+    assert refused.status_code == 403
+    assert scope in refused.json()["detail"]
+    assert looking.status_code == 403
+    assert allowed.status_code not in (401, 403)
+    assert permitted.status_code not in (401, 403)
+
+
+def test_every_scope_opens_something():
+    asked = {f"{one.view.scope}:{'read' if one.method == 'GET' else 'write'}" for one in ENDPOINTS}
+
+    assert asked == set(SCOPES)
+
+
+def test_what_opens_nothing_gets_one_answer():
+    good, revoked = manager("audit:read"), manager("audit:read")
+    revoke_management_key(key=revoked.key, actor="test", reason="lost")
+    over = manager("audit:read", expires_at=now() + timedelta(hours=1))
+    calling, secret = issue_key(
+        tenant=create_tenant(slug="acme", name="ACME", actor="test"), label="x", actor="test"
+    )
+    body = good.secret[:16] + "0" * 40
+    guessed = body + secrets._checksum(body)
+
+    with time_machine.travel(now() + timedelta(hours=1), tick=False):
+        answers = [
+            Client().get("/manage/v1/audit-events/", headers={"Authorization": authorization})
+            for authorization in (
+                f"Bearer {revoked.secret}",
+                f"Bearer {over.secret}",
+                f"Bearer {secret}",
+                f"Bearer {guessed}",
+                "Bearer nonsense",
+                f"Basic {good.secret}",
+                "",
+            )
+        ]
+        assert good.get("audit-events/").status_code == 200
+
+    assert {answer.status_code for answer in answers} == {401}
+    assert len({answer.content for answer in answers}) == 1
+    assert {answer["WWW-Authenticate"] for answer in answers} == {"Bearer"}
+    assert calling.pk
+
+
+@pytest.mark.parametrize("mark", ["tg_", "tgm_"])
+def test_a_secret_in_the_address_is_refused(mark):
+    answer = manager().get(f"tenants/?key={mark}abcdefghijkl")
+
+    assert answer.status_code == 400
+    assert "address holds a secret" in answer.json()["detail"]
+
+
+def test_last_use_is_noted_once_a_minute():
+    one = manager("tenants:read")
+    start = datetime(2026, 11, 27, 12, tzinfo=UTC)
+    noted = []
+
+    for seconds in (0, 59, 60):
+        with time_machine.travel(start + timedelta(seconds=seconds), tick=False):
+            one.get("tenants/")
+        one.key.refresh_from_db()
+        noted.append(one.key.last_used_at)
+
+    assert noted == [start, start, start + timedelta(seconds=60)]
+
+
+def test_pages_follow_each_other_and_are_not_moved_by_what_is_added():
+    tenants = [create_tenant(slug=f"t{number}", name="T", actor="test") for number in range(5)]
+    one = manager("tenants:read")
+
+    first = one.get("tenants/?page_size=2").json()
+    create_tenant(slug="late", name="T", actor="test")
+    second = one.get(first["next"].partition("/manage/v1/")[2]).json()
+    third = one.get(second["next"].partition("/manage/v1/")[2]).json()
+    back = one.get(second["previous"].partition("/manage/v1/")[2]).json()
+
+    pages = [[row["slug"] for row in page["results"]] for page in (first, second, third)]
+    assert pages == [["t4", "t3"], ["t2", "t1"], ["t0"]]
+    assert third["next"] is None
+    assert back["results"] == first["results"]
+    assert first["results"][0]["id"] == str(tenants[-1].pk)
+
+
+def test_a_page_has_a_most_and_a_wrong_cursor_is_told():
+    one = manager("tenants:read", "audit:read", "calls:read")
+    Tenant.objects.bulk_create([Tenant(slug=f"t{number}", name="T") for number in range(MOST + 1)])
+
+    assert len(one.get("tenants/?page_size=100000").json()["results"]) == MOST
+    for path in ("tenants/?cursor=cD14", "audit-events/?cursor=cD14"):
+        assert one.get(path).status_code in (400, 404), path
+    assert one.get("running-calls/?cursor=x").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("action=team.created", 1),
+        ("tenant=acme&action=team.created", 1),
+        ("tenant=nobody", 0),
+        ("actor=nobody", 0),
+        ("until=2001-01-01T00:00:00Z", 0),
+        ("since=2001-01-01T00:00:00Z&action=team.created", 1),
+    ],
+)
+def test_the_audit_is_asked_by_what_happened(acme, query, found):
+    results = manager("audit:read").get(f"audit-events/?{query}").json()["results"]
+
+    assert len(results) == found
+    for row in results:
+        assert (row["tenant"], row["actor"], row["details"]["name"]) == ("acme", "test", "Research")
+
+
+def test_a_whole_house_is_set_up_and_every_change_names_the_key():
+    one = manager(label="terraform")
+
+    tenant = one.post("tenants/", slug="acme", name="ACME", time_zone="Europe/Berlin").json()
+    team = one.post("teams/", tenant="acme", name="Research").json()
+    User.objects.create(username="bob", email="bob@example.org")
+    member = one.post("members/", tenant="acme", user="bob", role="admin", team=team["id"]).json()
+    key = one.post("keys/", tenant="acme", label="nightly", models=["tiny:1b"]).json()
+    budget = one.post(
+        "budgets/", scope="key", key=key["id"], unit="micro_usd", period="month", limit=1_500_000
+    ).json()
+    price = one.post("prices/", model="tiny:1b", input_price=150_000, output_price=600_000).json()
+    upstream = one.post("upstreams/", name="gpu-1", base_url="http://127.0.0.1:11434").json()
+    alias = one.post("aliases/", alias="default:latest", model="tiny:1b").json()
+
+    assert (tenant["time_zone"], tenant["in_force"]) == ("Europe/Berlin", True)
+    assert (member["role"], member["team_id"], member["username"]) == ("admin", team["id"], "bob")
+    assert re.fullmatch(r"tg_\w{58}", key["secret"])
+    assert key["public_ids"] == [key["secret"][3:15]]
+    assert "secret" not in one.get(f"keys/{key['id']}/").json()
+    assert (budget["limit"], budget["limit_usd"], budget["tenant"]) == (1_500_000, "1.500000", "acme")
+    assert (price["input_price"], price["input_price_usd"]) == (150_000, "0.150000")
+    assert upstream["enabled"] is True
+    assert alias["tenant"] is None
+    by_the_key = AuditEvent.objects.filter(actor=f"management key terraform ({one.key.public_id})")
+    assert set(by_the_key.values_list("action", flat=True)) == {
+        "tenant.created", "team.created", "member.added", "key.issued", "budget.set", "price.set",
+        "upstream.added", "alias.added",
+    }  # fmt: skip
+    assert {event.origin for event in by_the_key} == {"manage from 127.0.0.1"}
+
+
+def test_what_is_there_is_changed_and_ended(acme):
+    one = manager()
+
+    def path(name: str) -> str:
+        return f"{name}/{acme[name].pk}/"
+
+    assert one.ask("PATCH", path("tenants"), {"week_start": 7}).json()["week_start"] == 7
+    assert one.post(f"{path('tenants')}suspend/", reason="unpaid").json()["state"] == "suspended"
+    assert one.post(f"{path('tenants')}suspend/", reason="unpaid").json()["changed_now"] is False
+    assert one.post(f"{path('tenants')}resume/", reason="paid").json()["state"] == "active"
+    assert one.ask("PATCH", path("teams"), {"name": "Sales"}).json()["name"] == "Sales"
+    assert one.ask("PATCH", path("members"), {"role": "finance"}).json()["role"] == "finance"
+    assert one.ask("PATCH", path("keys"), {"label": "daily"}).json()["label"] == "daily"
+    assert one.ask("PATCH", path("aliases"), {"model": "big:1b"}).json()["model"] == "big:1b"
+    assert one.post(f"{path('keys')}revoke/", reason="lost").json()["revoked_now"] is True
+    standing = one.get(f"{path('budgets')}standing/").json()
+    assert (standing["limit"], standing["used"], standing["left"]) == (10, 0, 10)
+    raises = f"{path('budgets')}raises/"
+    assert one.post(f"{raises}{acme['raise'].pk}/take-back/", reason="done").json()["taken_back_at"]
+    more = one.post(raises, to=99, ends_at="2999-01-01T00:00:00Z", reason="deadline")
+    assert (more.status_code, more.json()["to"]) == (201, 99)
+    for name in ("aliases", "prices", "rate-limits", "budgets", "members", "teams"):
+        assert one.ask("DELETE", path(name)).status_code == 204, name
+        assert one.get(path(name)).status_code == 404, name
+
+
+def test_what_something_belongs_to_is_not_deleted(acme):
+    one = manager()
+    team, member = acme["teams"], acme["members"]
+    one.ask("PATCH", f"members/{member.pk}/", {"team": str(team.pk)})
+
+    refused = one.ask("DELETE", f"teams/{team.pk}/")
+
+    assert refused.status_code == 409
+    assert Team.objects.filter(pk=team.pk).exists()
+
+
+def test_without_redis_a_change_is_saved_and_pending_and_nobody_is_throttled(acme, settings):
+    settings.CACHES = NOWHERE
+    settings.MANAGEMENT_REQUESTS_PER_MINUTE = 0
+
+    armed = manager().post("kill-switches/", scope="platform", reason="fire")
+
+    assert (armed.status_code, armed.json()["in_force"]) == (201, False)
+
+
+def test_who_asks_too_often_waits_and_nobody_else_does(settings):
+    settings.MANAGEMENT_REQUESTS_PER_MINUTE = 2
+    eager, other = manager("tenants:read"), manager("tenants:read")
+
+    with time_machine.travel(datetime(2026, 11, 27, 12, 0, 50, tzinfo=UTC), tick=False):
+        statuses = [eager.get("tenants/").status_code for _ in range(2)]
+        refused = eager.get("tenants/")
+        others = other.get("tenants/").status_code
+    with time_machine.travel(datetime(2026, 11, 27, 12, 1, 0, tzinfo=UTC), tick=False):
+        later = eager.get("tenants/").status_code
+
+    assert statuses == [200, 200]
+    assert (refused.status_code, refused["Retry-After"]) == (429, "10")
+    assert refused["Content-Type"] == "application/problem+json"
+    assert (others, later) == (200, 200)
+
+
+def test_a_path_that_is_none_is_a_problem_and_no_page():
+    for path in ("nothing/", "tenants", "audit-events/-1/"):
+        answer = manager().get(path)
+
+        assert answer.status_code == 404
+        assert answer["Content-Type"] == "application/problem+json"
+
+
+TEAM = {"tenant": "acme", "name": "Sales"}
+
+
+def test_the_same_request_twice_is_carried_out_once(acme):
+    one = manager()
+
+    first = one.ask("POST", "teams/", TEAM, **{"Idempotency-Key": "k1"})
+    again = one.ask("POST", "teams/", TEAM, **{"Idempotency-Key": "k1"})
+
+    assert first.status_code == again.status_code == 201
+    assert first.json() == again.json()
+    assert first.json()["in_force"] is True
+    assert (first.headers.get("Idempotent-Replayed"), again["Idempotent-Replayed"]) == (None, "true")
+    assert Team.objects.filter(name="Sales").count() == 1
+    assert AuditEvent.objects.filter(action="team.created", details__name="Sales").count() == 1
+
+
+def test_another_request_with_the_same_key_is_refused(acme):
+    one = manager()
+    one.ask("POST", "teams/", TEAM, **{"Idempotency-Key": "k1"})
+
+    others = [
+        one.ask("POST", "teams/", TEAM | {"name": "Law"}, **{"Idempotency-Key": "k1"}),
+        one.ask("POST", "keys/", {"tenant": "acme", "label": "x"}, **{"Idempotency-Key": "k1"}),
+    ]
+
+    assert [answer.status_code for answer in others] == [422, 422]
+    assert not Team.objects.filter(name="Law").exists()
+    # The keys of another actor are others.
+    assert (
+        manager().ask("POST", "teams/", TEAM | {"name": "Law"}, **{"Idempotency-Key": "k1"}).status_code
+        == 201
+    )
+
+
+def test_what_was_refused_changes_nothing_and_may_be_tried_again(acme):
+    one = manager()
+
+    refused = one.ask("POST", "teams/", {"tenant": "acme"}, **{"Idempotency-Key": "k1"})
+    taken = one.ask("POST", "teams/", TEAM, **{"Idempotency-Key": "k1"})
+
+    assert (refused.status_code, taken.status_code) == (400, 201)
+
+
+def test_a_request_that_fails_in_the_end_takes_its_change_back(acme, monkeypatch):
+    """A store is lost between the change and the answer."""
+    one = manager()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tenants.api.tenants.TeamViewSet.told", lost)
+        failed = one.ask("POST", "teams/", TEAM, **{"Idempotency-Key": "k1"})
+        there_is = Team.objects.filter(name="Sales").exists()
+    again = one.ask("POST", "teams/", TEAM, **{"Idempotency-Key": "k1"})
+
+    assert (failed.status_code, there_is, again.status_code) == (503, False, 201)
+    assert Team.objects.filter(name="Sales").count() == 1
+
+
+def lost(*_: Any, **__: Any) -> Any:
+    raise RedisError
+
+
+def test_after_a_day_the_answer_is_forgotten(acme):
+    one = manager()
+    body = {"scope": "tenant", "tenant": "acme", "unit": "tokens", "period": "day", "limit": 5}
+    start = now()
+    with time_machine.travel(start, tick=False):
+        one.ask("POST", "budgets/", body, **{"Idempotency-Key": "k1"})
+    with time_machine.travel(start + timedelta(hours=24, seconds=-1), tick=False):
+        kept = one.ask("POST", "budgets/", body, **{"Idempotency-Key": "k1"})
+    with time_machine.travel(start + timedelta(hours=24), tick=False):
+        anew = one.ask("POST", "budgets/", body, **{"Idempotency-Key": "k1"})
+
+    assert "Idempotent-Replayed" in kept.headers
+    assert "Idempotent-Replayed" not in anew.headers
+    assert KeptAnswer.objects.count() == 1
+
+
+def test_a_secret_is_shown_once_and_never_kept(acme):
+    one = manager()
+    body = {"tenant": "acme", "label": "once"}
+
+    first = one.ask("POST", "keys/", body, **{"Idempotency-Key": "k1"})
+    again = one.ask("POST", "keys/", body, **{"Idempotency-Key": "k1"})
+
+    secret = first.json()["secret"]
+    assert again.status_code == 409
+    assert "kept nowhere" in again.json()["detail"]
+    assert secret not in again.content.decode()
+    assert KeptAnswer.objects.get().body is None
+    assert ApiKey.objects.filter(label="once").count() == 1
+    assert first["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("key", ["", "a b", "x" * 256, "ü"])
+def test_a_key_that_cannot_be_one_is_refused(acme, key):
+    answer = manager().ask("POST", "teams/", TEAM, **{"Idempotency-Key": key})
+
+    assert answer.status_code == 400
+    assert "Idempotency-Key" in answer.json()["errors"]
+
+
+def test_while_the_first_runs_the_second_is_told_so(acme, monkeypatch):
+    """The first waits inside its transaction, on a thread and a connection of its own."""
+    one = manager()
+    begun, go_on = threading.Event(), threading.Event()
+    create = create_team
+
+    def slowly(**settings: Any) -> Team:
+        begun.set()
+        assert go_on.wait(30)
+        return create(**settings)
+
+    answers = []
+
+    def first() -> None:
+        try:
+            answers.append(one.ask("POST", "teams/", TEAM, **{"Idempotency-Key": "k1"}).status_code)
+        finally:
+            connection.close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tenants.services.create_team", slowly)
+        thread = threading.Thread(target=first)
+        thread.start()
+        assert begun.wait(30)
+        second = one.ask("POST", "teams/", TEAM, **{"Idempotency-Key": "k1"})
+        go_on.set()
+        thread.join()
+
+    assert second.status_code == 409
+    assert "still running" in second.json()["detail"]
+    assert answers == [201]
+    assert one.ask("POST", "teams/", TEAM, **{"Idempotency-Key": "k1"}).status_code == 201
+    assert Team.objects.filter(name="Sales").count() == 1
+
+
+@pytest.mark.parametrize("text", ["\0", "a\0b", "\ud800"])
+def test_what_is_no_text_for_the_database_is_a_mistake_of_the_client(acme, text):
+    one = manager()
+
+    answers = [
+        one.post("teams/", tenant=text, name="Sales"),
+        one.post("teams/", tenant="acme", name=text),
+        one.post("members/", tenant="acme", user=text),
+        one.get("tenants/?slug=%00"),
+        one.get("statements/a%00b/"),
+    ]
+
+    assert {answer.status_code for answer in answers} == {400}
+
+
+def test_of_two_who_take_a_name_at_once_one_is_told(acme, monkeypatch):
+    """The check comes too early, as if the other one had not yet committed."""
+    monkeypatch.setattr(Team, "full_clean", lambda self: None)
+
+    answer = manager().post("teams/", tenant="acme", name="Research")
+
+    assert answer.status_code == 409
+    assert answer["Content-Type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("endpoint", [one for one in all_endpoints() if one.view in OF_PEOPLE], ids=str)
+def test_no_management_key_gets_in_where_people_read_by_their_place(endpoint):
+    path = endpoint.path(pk=uuid.UUID(int=7), link="x")
+
+    assert manager().ask(endpoint.method, path, {}).status_code in (401, 403)
