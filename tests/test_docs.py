@@ -27,11 +27,13 @@ import budgets.counters
 import tenants.generations
 from budgets.services import set_budget, set_rate_limit
 from config.celery import app as celery
+from keys.scopes import SCOPES
 from proxy.errors import ANSWERS, INTERNAL, UPSTREAM_REFUSED
 from proxy.exceptions import HumanCheckUnavailable
 from proxy.human_checks import pass_check
 from tenants.redis import redis_now
 from tests.conftest import House, eventually
+from tests.managing import endpoints, manager
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -201,6 +203,7 @@ def test_every_name_in_redis_is_on_its_page(house: House) -> None:
             asyncio.run(pass_check("a token"))
         with celery.connection_for_write() as broker:
             celery.send_task("budgets.tasks.drain", connection=broker)
+        assert manager("tenants:read").get("tenants/").status_code == 200
 
     constants = {
         value
@@ -304,3 +307,32 @@ def test_the_commands_say_what_the_readme_says(house: House) -> None:
 def without_ids(text: str) -> str:
     text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID", text)
     return re.sub(r"tg_\w{12}(\w{46}|…)", "SECRET", text).strip()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+def test_the_examples_of_the_management_api_run(house: House) -> None:
+    page = (ROOT / "docs" / "management-api.md").read_text()
+    written = re.findall(r"^```sh\n(.+?)^```$", page, re.MULTILINE | re.DOTALL)
+    environment = environment_of(house) | {"MANAGEMENT_KEY": manager().secret}
+
+    said = ""
+    for example in written:
+        ran = subprocess.run(
+            ["sh", "-euc", example], env=environment, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+        said += ran.stdout
+
+    assert len(written) == 3
+    for told in ('"slug":"acme"', '"name":"Research"', '"limit_usd":"25.000000"'):
+        assert told in said
+
+
+def test_the_page_of_the_management_api_names_every_scope_and_address() -> None:
+    page = (ROOT / "docs" / "management-api.md").read_text()
+
+    assert set(re.findall(r"`(\w+:(?:read|write))`", page)) == set(SCOPES)
+    for endpoint in endpoints():
+        assert f"`{endpoint.route.partition('/')[0]}/`" in page
+        for name in endpoint.view.filters if endpoint.action == "list" else ():
+            assert f"`{name}`" in page, f"{endpoint}: {name}"
