@@ -35,7 +35,7 @@ _KNOWN = [
     re.compile(pattern)
     for pattern in (
         # Ours, also one that was cut off.
-        r"tg_[0-9A-Za-z]{20,}+",
+        r"tgm?_[0-9A-Za-z]{20,}+",
         rf"-----BEGIN {_BLOCK}[\s\S]*?(?:-----END {_BLOCK}|\Z)",
         r"(?i:(?P<kept>\bbearer[ \t]{1,8}))[A-Za-z0-9._~+/=-]{16,}+",
         rf"(?i:(?P<kept>\bauthorization{_IS}(?:basic[ \t]{{1,8}})?))[^\s\"',\[]{{8,}}+",

@@ -735,6 +735,7 @@ PEM = "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\nIBAAKCAQ\n-----END RSA PRIVATE K
     [
         pytest.param("nothing to see", "nothing to see", id="nothing"),
         pytest.param(f"key: {OURS}.", f"key: {MARK}.", id="ours"),
+        pytest.param(f"key: tgm_{OURS[3:]}.", f"key: {MARK}.", id="ours, to manage with"),
         pytest.param(f"x{OURS[:40]}", f"x{MARK}", id="ours, cut off and behind a letter"),
         pytest.param(f"Authorization: Bearer {OURS}", f"Authorization: Bearer {MARK}", id="ours as bearer"),
         pytest.param("bearer abcdefghij0123456789==", f"bearer {MARK}", id="a bearer of others"),
