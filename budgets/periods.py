@@ -17,6 +17,7 @@ its front. So no period is counted anew, however often calendars are changed.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -186,7 +187,8 @@ def current(kind: str, seconds: int | None, zone: ZoneInfo, week_start: int, mom
 
 def _local_date(zone: ZoneInfo, moment: float) -> date:
     """The latest date that has begun; not the calendar's where clocks went back over midnight."""
-    today = datetime.fromtimestamp(moment, zone).date()
+    # A datetime is rounded to microseconds, up too: the last moment of a day would be one of the next.
+    today = datetime.fromtimestamp(math.floor(moment), zone).date()
     tomorrow = today + timedelta(days=1)
     return tomorrow if _begin(zone, tomorrow) <= moment else today
 
@@ -230,7 +232,7 @@ def _hour(zone: ZoneInfo, moment: float) -> Period:
 
 def _offset(zone: ZoneInfo, moment: float) -> int:
     """Seconds by which the zone's clocks are ahead of UTC."""
-    offset = datetime.fromtimestamp(moment, zone).utcoffset() or timedelta(0)
+    offset = datetime.fromtimestamp(math.floor(moment), zone).utcoffset() or timedelta(0)
     return int(offset.total_seconds())
 
 
