@@ -9,6 +9,7 @@ from django.urls import path
 
 from budgets.models import Statement
 from budgets.papers import KINDS, paper
+from budgets.usage import FIGURES, estimated_share, in_percent
 from tenants.access import Access
 from tenants.portal import tenant_page
 
@@ -24,7 +25,11 @@ def statements(request: HttpRequest, access: Access) -> HttpResponse:
         .defer("csv", "pdf", "lines", "prices", "replaced_by__csv", "replaced_by__pdf")
         .order_by("-month", "-revision")
     )
-    return render(request, "portal/statements.html", {"statements": found})
+    rows = [
+        (statement, in_percent(estimated_share({name: getattr(statement, name) for name in FIGURES})))
+        for statement in found
+    ]
+    return render(request, "portal/statements.html", {"statements": rows})
 
 
 @tenant_page

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from datetime import date
+from html import unescape
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -481,3 +483,18 @@ def test_a_management_key_of_one_tenant_reads_its_own_statements_alone(statement
         assert ours.get(path + part).status_code == 200
         refused, unknown = theirs.get(path + part), theirs.get(f"statements/ST-1999-000001/{part}")
         assert (refused.status_code, refused.json()) == (404, unknown.json())
+
+
+def test_a_statement_leads_to_the_usage_that_it_is_made_of(statement: Statement, acme: Tenant) -> None:
+    browser = a_browser(a_person("finance", acme))
+    page = browser.get("/portal/acme/statements/").content.decode()
+
+    found = re.search(r'href="([^"]+)" aria-label="Requests behind', page)
+    assert found is not None
+    behind = browser.get(unescape(found[1]))
+
+    assert behind.status_code == 200
+    assert behind.context["selection"].from_day == statement.month
+    assert behind.context["selection"].before_day == statement.before
+    assert statement.cost in behind.content.decode()
+    assert "0.0 %" in page
