@@ -212,14 +212,15 @@ def not_in_ledger(records: list[tuple[str, Record]]) -> Surplus:
 
     Of a record the ledger does not have that is all of it. A settlement that was
     sent again after Redis had lost the mark of its end was booked there a second
-    time, at another moment. A record that is merely read again was not.
+    time, at another moment. A record that is merely read again was not. The sweep
+    and the owner of a call may end it in the same millisecond, as different ends.
     """
-    made_of: dict[tuple[UUID, datetime], list[LedgerEntry]] = defaultdict(list)
+    made_of: dict[tuple[UUID, datetime, str], list[LedgerEntry]] = defaultdict(list)
     for row in LedgerEntry.objects.filter(request_id__in=[one.row.request_id for _, one in records]):
-        made_of[row.request_id, row.ended_at].append(row)
+        made_of[row.request_id, row.ended_at, row.outcome].append(row)
     surplus: Surplus = {}
     for stream_id, record in records:
-        rows = made_of[record.row.request_id, record.row.ended_at]
+        rows = made_of[record.row.request_id, record.row.ended_at, record.row.outcome]
         for counter in record.counters:
             amount = 0
             if counter.kind == "budget":

@@ -321,6 +321,32 @@ def test_an_orphan_is_booked_by_its_last_word_and_its_owner_adjusts_it() -> None
     assert (ledger_sums["requests"], events) == (1, 1)
 
 
+def test_an_orphan_and_its_owner_who_end_it_in_the_same_millisecond_are_each_counted_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    budget = a_budget(1000)
+    reservation = asyncio.run(reserve(ada(budget), a_demand(input_tokens=10, output_tokens=100)))
+    expire_hold(reservation.request_id)
+    sweep()
+    asyncio.run(settle(reservation, some_usage(output_tokens=20), "completed", Moments(), 200))
+    (first, of_sweep), (second, of_owner) = redis().xrange(USAGE)
+    redis().xdel(USAGE, first, second)
+    for fields in (of_sweep, of_owner | {b"at": of_sweep[b"at"]}):
+        redis().xadd(USAGE, fields)
+
+    def die(*_: Any) -> None:
+        raise ConnectionError("killed after the commit")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger, "run_now", die)
+        with pytest.raises(ConnectionError):
+            ledger.drain()
+    ledger.drain()
+
+    assert LedgerEntry.objects.count() == 2
+    assert used_in_ledger(budget) == figures(budget)[0] == 27
+
+
 def test_an_orphan_that_never_called_its_upstream_costs_nothing() -> None:
     budget = a_budget(1000)
     reservation = asyncio.run(reserve(ada(budget), a_demand()))
