@@ -78,8 +78,28 @@ class SecretInline(admin.TabularInline):
         return False
 
 
+class IssuedOnce(admin.ModelAdmin):
+    """Keys whose secret the page after the form shows, once; ``save_model`` leaves it at the request."""
+
+    issued = "Key issued"
+
+    def response_add(
+        self, request: HttpRequest, obj: Any, post_url_continue: str | None = None
+    ) -> HttpResponse:
+        context = {
+            **self.admin_site.each_context(request),
+            "title": self.issued,
+            "opts": self.opts,
+            "key": obj,
+            "secret": request.issued_secret,  # type: ignore[attr-defined]
+        }
+        return TemplateResponse(
+            request, "admin/keys/apikey/issued.html", context, headers={"Cache-Control": "no-store"}
+        )
+
+
 @admin.register(ApiKey)
-class ApiKeyAdmin(admin.ModelAdmin):
+class ApiKeyAdmin(IssuedOnce):
     """Keys are issued, changed and revoked here. Adding one shows its secret, that one time."""
 
     form = KeyForm
@@ -136,20 +156,6 @@ class ApiKeyAdmin(admin.ModelAdmin):
         elif changes := form.changes():
             services.change_key(key=obj, actor=actor, **changes)
 
-    def response_add(
-        self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None
-    ) -> HttpResponse:
-        context = {
-            **self.admin_site.each_context(request),
-            "title": "Key issued",
-            "opts": self.opts,
-            "key": obj,
-            "secret": request.issued_secret,  # type: ignore[attr-defined]
-        }
-        return TemplateResponse(
-            request, "admin/keys/apikey/issued.html", context, headers={"Cache-Control": "no-store"}
-        )
-
     @admin.action(description="Revoke selected keys", permissions=["change"])
     def revoke(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> HttpResponse | None:
         reason = request.POST.get("reason", "").strip()
@@ -177,8 +183,10 @@ class ManagementKeyForm(forms.ModelForm):
 
 
 @admin.register(ManagementKey)
-class ManagementKeyAdmin(admin.ModelAdmin):
+class ManagementKeyAdmin(IssuedOnce):
     """Keys for the management API are issued and revoked here. Adding one shows its secret, that one time."""
+
+    issued = "Management key issued"
 
     form = ManagementKeyForm
     chosen = ["label", "scopes", "tenant", "expires_at"]
@@ -208,20 +216,6 @@ class ManagementKeyAdmin(admin.ModelAdmin):
         obj.pk = key.pk
         # From here to the page and nowhere else: neither session nor messages may hold it.
         request.issued_secret = secret  # type: ignore[attr-defined]
-
-    def response_add(
-        self, request: HttpRequest, obj: ManagementKey, post_url_continue: str | None = None
-    ) -> HttpResponse:
-        context = {
-            **self.admin_site.each_context(request),
-            "title": "Management key issued",
-            "opts": self.opts,
-            "key": obj,
-            "secret": request.issued_secret,  # type: ignore[attr-defined]
-        }
-        return TemplateResponse(
-            request, "admin/keys/apikey/issued.html", context, headers={"Cache-Control": "no-store"}
-        )
 
     @admin.action(description="Revoke selected management keys", permissions=["change"])
     def revoke(self, request: HttpRequest, keys: QuerySet[ManagementKey]) -> HttpResponse | None:
