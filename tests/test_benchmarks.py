@@ -291,7 +291,8 @@ def test_idle_and_stuck_streams_are_held_open_while_memory_is_read(built: Path, 
     idle = scenarios.memory_per_stream(load, upstream, upstream, streams=20)
     stuck = scenarios.memory_when_stuck(load, upstream, upstream, seconds=0.3)
 
-    assert idle["stream_kib"] >= 0
+    # The upstream holds a stream in less than what its process gives back meanwhile.
+    assert -8 < idle["stream_kib"] < 64
     assert stuck["stuck_mib"] < 8
 
 

@@ -115,9 +115,9 @@ def try_out(operation: Any, ask: Callable[[schemathesis.Case[Any]], None]) -> No
     hypothesis.seed(20261127)(bounded(given(ask)))()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def patient_gateway(django_db_setup: None) -> Iterator[Gateway]:
-    """A gateway that lets one key ask as often as a test does."""
+    """A gateway that lets one key ask as often as a test does, and that no other file finds running."""
     with Gateway(MANAGEMENT_REQUESTS_PER_MINUTE="1000000") as running:
         yield running
 
