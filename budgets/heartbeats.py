@@ -196,7 +196,7 @@ async def _check_again(one: _Watched, generations: tuple[int, int], now_ms: int)
     reservation = one.reservation
     if generations != one.generations:
         try:
-            caller = await verification.reload(one.caller.public_id)
+            caller = await verification.reload_running(one.caller.public_id)
             one.limits = await limits_for(caller)
         except InvalidKey as exc:
             reservation.stop(TenantSuspended() if exc.reason == SUSPENDED else KeyEnded())

@@ -39,6 +39,10 @@ class Caller:
     member's user is disabled. ``policy`` has the options that anybody said
     something about.
 
+    ``scopes`` and ``address_blocks`` are the key's, None for everything and
+    anywhere. ``succeeds``: another secret works until this one is used.
+    ``succeeded``: this one worked until another was used, and that has happened.
+
     ``prompt_log_days`` is for how long the prompt log keeps what its calls say,
     None for not at all; ``redactions`` are the templates of what it leaves out.
 
@@ -69,6 +73,12 @@ class Caller:
     allowance: Allowance | None = None
     prompt_log_days: int | None = None
     redactions: tuple[str, ...] = ()
+    service_account: str = ""
+    disabled: bool = False
+    scopes: frozenset[str] | None = None
+    address_blocks: tuple[str, ...] | None = None
+    succeeds: bool = False
+    succeeded: bool = False
 
     @property
     def generations(self) -> dict[str, int]:
@@ -91,7 +101,9 @@ def load(public_id: str) -> Caller | None:
             cursor.execute("SET LOCAL statement_timeout = '3s'")
         if public_id.startswith(VISITORS):
             return _visitors(public_id)
-        rows = KeySecret.objects.select_related("key__tenant", "key__member__user", "key__member__team")
+        rows = KeySecret.objects.select_related(
+            "key__tenant", "key__member__user", "key__member__team", "key__service_account__team"
+        )
         secret = rows.filter(pk=public_id).first()
         if secret is None:
             return None
@@ -110,7 +122,9 @@ def _visitors(public_id: str) -> Caller | None:
     """The visitors of a tenant; None for every reason not to let them in, so that all look alike."""
     rows = AnonymousAccess.objects.select_related("key__tenant")
     access = rows.filter(tenant__slug=public_id.removeprefix(VISITORS), enabled=True).first()
-    if access is None or access.key.revoked_at is not None or access.key.tenant.state != Tenant.State.ACTIVE:
+    if access is None or access.key.tenant.state != Tenant.State.ACTIVE:
+        return None
+    if access.key.revoked_at is not None or access.key.disabled_at is not None:
         return None
     return replace(
         _caller(access.key, None),
@@ -131,11 +145,12 @@ def _visitors(public_id: str) -> Caller | None:
 def _caller(key: ApiKey, secret: KeySecret | None) -> Caller:
     subject = generations.subject_of(key.tenant_id)
     numbers = generations.numbers_of(subject, generations.PLATFORM)
-    tenant = key.tenant
-    member = key.member
-    team = member.team if member else None
+    tenant, member, account = key.tenant, key.member, key.service_account
+    holder = member or account
+    team = holder.team if holder else None
     models = tenant.models if key.models is None else key.models
-    expiries = (key.expires_at, secret.expires_at if secret else None)
+    succeeded = secret is not None and secret.retires_on_use and secret.retires_at is not None
+    expiries = (key.expires_at, secret.retires_at if secret and not succeeded else None)
     ends = [int(end.timestamp() * 1000) for end in expiries if end is not None]
     return Caller(
         public_id=secret.public_id if secret else "",
@@ -149,18 +164,40 @@ def _caller(key: ApiKey, secret: KeySecret | None) -> Caller:
         team=team.name if team else "",
         member_id=member.pk if member else None,
         member=member.user.username if member else "",
+        service_account=account.name if account else "",
         time_zone=tenant.time_zone,
         week_start=tenant.week_start,
         allow_all_models=tenant.allow_all_models if key.allow_all_models is None else key.allow_all_models,
         models=None if models is None else frozenset(models),
+        scopes=None if key.scopes is None else frozenset(key.scopes),
+        address_blocks=None if key.address_blocks is None else tuple(key.address_blocks),
         expires_at_ms=min(ends, default=None),
-        revoked=key.revoked_at is not None or (member is not None and not member.user.is_active),
+        revoked=_is_over(key),
+        disabled=key.disabled_at is not None,
+        succeeds=secret is not None and _is_awaited(secret),
+        succeeded=succeeded,
         policy=policy_of(key.tenant_id, key.pk),
         tenant_generation=numbers[subject],
         platform_generation=numbers[generations.PLATFORM],
         prompt_log_days=key.prompt_log_days,
         redactions=() if key.prompt_log_days is None else _redactions_of(tenant),
     )
+
+
+def _is_over(key: ApiKey) -> bool:
+    """Whether a key is revoked, or whom it belongs to is gone."""
+    member, account = key.member, key.service_account
+    gone = (member is not None and not member.user.is_active) or (
+        account is not None and account.closed_at is not None
+    )
+    return gone or key.revoked_at is not None
+
+
+def _is_awaited(secret: KeySecret) -> bool:
+    """Whether another secret of the key works until this one is used."""
+    if secret.retires_at is not None or secret.retires_on_use:
+        return False
+    return KeySecret.objects.filter(key=secret.key, retires_at=None, retires_on_use=True).exists()
 
 
 def _redactions_of(tenant: Tenant) -> tuple[str, ...]:

@@ -2,6 +2,8 @@ from tenants.exceptions import Refusal
 
 # The reason of an ``InvalidKey`` that is its tenant's.
 SUSPENDED = "tenant suspended"
+# That of one whose secret has given way to a newer one of its key.
+SUCCEEDED = "succeeded"
 
 
 class InvalidKey(Refusal):

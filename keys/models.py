@@ -5,10 +5,12 @@ from django.db.models import F, Q
 from django.utils.timezone import now
 
 from audit.redaction import LONGEST_TEMPLATE, MOST_TEMPLATES, check_template
+from keys.endpoints import ENDPOINTS, validate_endpoints
+from keys.networks import NetworkField
 from keys.policies import OPTIONS
 from keys.scopes import SCOPES
 from tenants.ids import new_id
-from tenants.models import Member, Tenant
+from tenants.models import Member, ServiceAccount, Tenant
 
 # The largest whole number that Redis' scripts count exactly.
 LARGEST = 2**53 - 1
@@ -17,8 +19,13 @@ LARGEST = 2**53 - 1
 class ApiKey(models.Model):
     """What a program calls the gateway with: its tenant, its label, what it may call.
 
-    A key without a member belongs to the tenant itself. The secret is shown
-    once, by ``keys.services.issue_key``; see ``KeySecret`` for what is stored.
+    A key belongs to a member, to a service account, or else to the tenant
+    itself. The secret is shown once, by ``keys.services.issue_key`` and
+    ``rotate_key``; see ``KeySecret`` for what is stored.
+
+    A disabled key is refused until it is enabled again, a revoked one for good.
+    ``scopes`` are the endpoint scopes of ``keys.endpoints``, null for all, and
+    ``address_blocks`` the networks that it may be used from, null for anywhere.
 
     What it may call: every installed model if ``allow_all_models``, else those
     of ``models``; each of the two is the tenant's where the key's is null.
@@ -34,6 +41,9 @@ class ApiKey(models.Model):
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="keys")
     member = models.ForeignKey(Member, on_delete=models.PROTECT, related_name="keys", null=True, blank=True)
+    service_account = models.ForeignKey(
+        ServiceAccount, on_delete=models.PROTECT, related_name="keys", null=True, blank=True
+    )
     label = models.CharField(max_length=80, help_text="What the key is for, such as nightly-report.")
     # With a default in the database, because the release before this one writes keys too.
     kind = models.CharField(
@@ -44,11 +54,27 @@ class ApiKey(models.Model):
     expires_at = models.DateTimeField(
         null=True, blank=True, help_text="From this moment the key is refused. Empty: it never expires."
     )
+    scopes = ArrayField(
+        models.TextField(),
+        null=True,
+        blank=True,
+        validators=[validate_endpoints],
+        help_text="What it may ask for, of chat, completions, embeddings, responses, messages and models. "
+        "Empty: everything.",
+    )
+    address_blocks = ArrayField(
+        NetworkField(),
+        null=True,
+        blank=True,
+        help_text="Networks it may be used from, such as 192.0.2.0/24. Empty: anywhere.",
+    )
     prompt_log_days = models.PositiveSmallIntegerField(
         null=True,
         blank=True,
         help_text="For how many days prompts and answers of its calls are kept, encrypted. Empty: never.",
     )
+    disabled_at = models.DateTimeField(null=True, blank=True, editable=False)
+    disabled_reason = models.TextField(blank=True, default="", db_default="", editable=False)
     revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
     revoked_reason = models.TextField(blank=True, editable=False)
     # The last field, because from here on the name is no longer Django's module.
@@ -65,8 +91,14 @@ class ApiKey(models.Model):
                 violation_error_message="The member has another live key with this label.",
             ),
             models.UniqueConstraint(
+                fields=["service_account", "label"],
+                condition=Q(revoked_at=None),
+                name="keys_apikey_live_label_once_per_service_account",
+                violation_error_message="The service account has another live key with this label.",
+            ),
+            models.UniqueConstraint(
                 fields=["tenant", "label"],
-                condition=Q(revoked_at=None, member=None),
+                condition=Q(revoked_at=None, member=None, service_account=None),
                 name="keys_apikey_live_label_once_per_tenant",
                 violation_error_message="The tenant has another live key with this label.",
             ),
@@ -80,7 +112,27 @@ class ApiKey(models.Model):
                 name="keys_apikey_reason_only_when_revoked",
             ),
             models.CheckConstraint(
-                condition=Q(kind="secret") | Q(kind="anonymous", member=None, allow_all_models=False),
+                condition=Q(member=None) | Q(service_account=None),
+                name="keys_apikey_one_holder_at_most",
+                violation_error_message="A key belongs to a member or to a service account, not to both.",
+            ),
+            models.CheckConstraint(
+                condition=Q(disabled_reason="") | Q(disabled_at__isnull=False),
+                name="keys_apikey_reason_only_when_disabled",
+            ),
+            models.CheckConstraint(
+                condition=Q(scopes=None) | Q(scopes__contained_by=list(ENDPOINTS), scopes__len__gt=0),
+                name="keys_apikey_scopes_are_known",
+                violation_error_message="Name an endpoint scope at least, or leave them empty for all.",
+            ),
+            models.CheckConstraint(
+                condition=Q(address_blocks=None) | Q(address_blocks__len__gt=0),
+                name="keys_apikey_may_be_used_somewhere",
+                violation_error_message="Name a network at least, or leave them empty for anywhere.",
+            ),
+            models.CheckConstraint(
+                condition=Q(kind="secret")
+                | Q(kind="anonymous", member=None, service_account=None, allow_all_models=False),
                 name="keys_apikey_anonymous_belongs_to_the_tenant",
             ),
             models.CheckConstraint(
@@ -99,24 +151,38 @@ class ApiKey(models.Model):
     def clean(self) -> None:
         if self.member is not None and self.member.tenant_id != self.tenant_id:
             raise ValidationError({"member": "The member belongs to another tenant."})
+        account = self.service_account
+        if account is not None and account.tenant_id != self.tenant_id:
+            raise ValidationError({"service_account": "The service account belongs to another tenant."})
+        if account is not None and account.closed_at is not None and self.revoked_at is None:
+            raise ValidationError({"service_account": "The service account is closed."})
 
 
 class KeySecret(models.Model):
     """What is stored of a secret: its public part, by which it is found, and a digest.
 
-    A key has one; while it is being rotated it has two, of which the older one
-    has an ``expires_at``.
+    One of a key's secrets has no end of its own. While the key is being rotated
+    an older one works beside it: until ``retires_at``, or if it
+    ``retires_on_use`` until the newer one is used for the first time, which
+    then sets ``retires_at``.
     """
 
     public_id = models.CharField(primary_key=True, max_length=12, editable=False)
     key = models.ForeignKey(ApiKey, on_delete=models.CASCADE, related_name="secrets")
     digest = models.CharField(max_length=64, editable=False)
     created_at = models.DateTimeField(default=now, editable=False)
-    expires_at = models.DateTimeField(null=True, blank=True)
+    # In the column that the release before this one reads, so that it obeys too.
+    retires_at = models.DateTimeField(null=True, blank=True, editable=False, db_column="expires_at")
+    retires_on_use = models.BooleanField(default=False, db_default=False, editable=False)
 
     class Meta:
         ordering = ["-created_at"]
         constraints = [
+            models.UniqueConstraint(
+                fields=["key"],
+                condition=Q(retires_at=None, retires_on_use=False),
+                name="keys_keysecret_one_without_an_end",
+            ),
             models.CheckConstraint(
                 condition=Q(public_id__regex=r"^[0-9A-Za-z]{12}\Z"), name="keys_keysecret_public_id"
             ),
@@ -127,6 +193,26 @@ class KeySecret(models.Model):
 
     def __str__(self) -> str:
         return self.public_id
+
+
+class SecretUse(models.Model):
+    """When a secret was last used, for which model, and from which block of addresses.
+
+    Written by ``keys.last_use`` only, once a minute at most; no settings, so no
+    generation is raised. ``model`` is empty where none was asked for.
+    """
+
+    secret = models.OneToOneField(KeySecret, on_delete=models.CASCADE, primary_key=True, related_name="use")
+    used_at = models.DateTimeField()
+    model = models.TextField(blank=True)
+    address_block = NetworkField()
+    noted_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["-used_at"]
+
+    def __str__(self) -> str:
+        return f"{self.secret_id} at {self.used_at:%Y-%m-%d %H:%M}"
 
 
 # Nobody has to ask for a number of tokens, and of yes and no neither is more.

@@ -4,16 +4,19 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
+from django.db.models import Q
 from django.utils.timezone import now
 from django.views.decorators.debug import sensitive_variables
 
 from audit.recording import record
 from keys import secrets
+from keys.lifetimes import Grace, check_end
 from keys.models import AnonymousAccess, ApiKey, KeySecret, ManagementKey, PolicyRule
 from keys.prompts import check_lifetime
 from tenants import generations
-from tenants.models import Member, Tenant
+from tenants.models import Member, ServiceAccount, Tenant
 from tenants.secret_marks import MANAGING
 
 
@@ -25,32 +28,42 @@ def issue_key(
     label: str,
     actor: str,
     member: Member | None = None,
+    service_account: ServiceAccount | None = None,
     expires_at: datetime | None = None,
     allow_all_models: bool | None = None,
     models: list[str] | None = None,
+    scopes: list[str] | None = None,
+    address_blocks: list[str] | None = None,
     prompt_log_days: int | None = None,
 ) -> tuple[ApiKey, str]:
-    """Create a key of ``tenant``, or of one of its members, and return it with its secret.
+    """Create a key of ``tenant``, or of one of its members or service accounts; return it with its secret.
 
     The secret is not stored, so this is the caller's only chance to show it.
 
     Raises ``ValidationError`` for values a key cannot have, such as a label
-    that another live key of the same holder has.
+    that another live key of the same holder has, or a later end than the
+    tenant allows.
     """
+    if service_account is not None:
+        # Locked, so that it is not closed meanwhile.
+        service_account = ServiceAccount.objects.select_for_update().get(pk=service_account.pk)
     key = ApiKey(
         tenant=tenant,
         member=member,
+        service_account=service_account,
         label=label,
         expires_at=expires_at,
         allow_all_models=allow_all_models,
         models=models,
+        scopes=scopes,
+        address_blocks=address_blocks,
         prompt_log_days=prompt_log_days,
     )
     check_lifetime(prompt_log_days)
     key.full_clean()
+    check_end(tenant, expires_at, key.created_at)
     key.save(force_insert=True)
-    public_id, secret = secrets.mint()
-    KeySecret.objects.create(public_id=public_id, key=key, digest=secrets.digest(secret))
+    public_id, secret = _add_secret(key)
     record(
         action="key.issued",
         actor=actor,
@@ -59,28 +72,45 @@ def issue_key(
         label=label,
         public_id=public_id,
         member=member and member.pk,
+        service_account=service_account and service_account.pk,
         expires_at=expires_at,
         allow_all_models=allow_all_models,
         models=models,
+        scopes=key.scopes,
+        address_blocks=key.address_blocks,
         prompt_log_days=prompt_log_days,
     )
     transaction.on_commit(generations.project_quietly)
     return key, secret
 
 
+@sensitive_variables("secret")
+def _add_secret(key: ApiKey) -> tuple[str, str]:
+    """Give a key one more secret; returns its public id and the secret."""
+    public_id, secret = secrets.mint()
+    KeySecret.objects.create(public_id=public_id, key=key, digest=secrets.digest(secret))
+    return public_id, secret
+
+
 @transaction.atomic
 def change_key(*, key: ApiKey, actor: str, **changes: Any) -> ApiKey:
-    """Give a key another ``label``, ``expires_at``, ``allow_all_models``, ``models`` or ``prompt_log_days``.
+    """Give a key other settings; returns it as it is then.
 
-    Returns the key as it is then. Raises ``ValidationError`` for values a key cannot have.
+    ``changes`` are ``label``, ``expires_at``, ``allow_all_models``, ``models``,
+    ``scopes``, ``address_blocks`` and ``prompt_log_days``. Raises
+    ``ValidationError`` for values a key cannot have, such as a later end than
+    its tenant allows, counted from its newest secret.
     """
-    key = ApiKey.objects.select_for_update().get(pk=key.pk)
+    key = ApiKey.objects.select_for_update(of=["self"]).select_related("tenant").get(pk=key.pk)
     before = {name: getattr(key, name) for name in changes}
     for name, value in changes.items():
         setattr(key, name, value)
     if changes.get("prompt_log_days") != before.get("prompt_log_days"):
         check_lifetime(key.prompt_log_days)
     key.full_clean()
+    if changes.get("expires_at") != before.get("expires_at"):
+        newest = key.secrets.order_by("-created_at").first()
+        check_end(key.tenant, key.expires_at, newest.created_at if newest else key.created_at)
     key.save(update_fields=list(changes))
     record(
         action="key.changed",
@@ -95,27 +125,143 @@ def change_key(*, key: ApiKey, actor: str, **changes: Any) -> ApiKey:
     return key
 
 
+@sensitive_variables("secret")
+@transaction.atomic
+def rotate_key(*, key: ApiKey, actor: str, grace: Grace) -> tuple[ApiKey, str]:
+    """Give a key a new secret, beside which the one before works for a ``grace``; return key and secret.
+
+    The key stays the same, with its limits and its history. No more than two
+    secrets work at one time: where an older one still has a grace, that ends
+    now. The secret is not stored, so this is the caller's only chance to show
+    it. Raises ``ValidationError`` for a key that nobody can call with any more.
+    """
+    key = ApiKey.objects.select_for_update().get(pk=key.pk)
+    moment = now()
+    if key.kind != ApiKey.Kind.SECRET:
+        raise ValidationError("Visitors have no secret.", code="no_secret")
+    if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= moment):
+        raise ValidationError("The key is revoked or has expired. Issue a new one.", code="key_ended")
+    ended = _retire_older(key, moment)
+    before = list(key.secrets.filter(retires_at=None))
+    key.secrets.filter(retires_at=None).update(
+        retires_at=grace.ends_at(moment), retires_on_use=grace is Grace.FIRST_USE
+    )
+    public_id, secret = _add_secret(key)
+    record(
+        action="key.rotated",
+        actor=actor,
+        subject=str(key.pk),
+        tenant_id=key.tenant_id,
+        label=key.label,
+        grace=str(grace),
+        public_id=public_id,
+        before=[one.public_id for one in before],
+        retires_at=grace.ends_at(moment),
+        ended=ended,
+    )
+    transaction.on_commit(generations.project_quietly)
+    return key, secret
+
+
+@transaction.atomic
+def end_grace(*, key: ApiKey, actor: str) -> bool:
+    """Let only the newest secret of a key work, from now on; return False if that was so already."""
+    key = ApiKey.objects.select_for_update().get(pk=key.pk)
+    ended = _retire_older(key, now())
+    if ended:
+        _secrets_retired(key, actor, ended, "end of grace")
+    return bool(ended)
+
+
+@transaction.atomic
+def retire_succeeded(*, public_id: str) -> bool:
+    """Retire the secrets that were to work until this one was used; return False if there are none.
+
+    Calls that they began run to their end.
+    """
+    key = ApiKey.objects.select_for_update().filter(secrets=public_id).first()
+    if key is None:
+        return False
+    waiting = key.secrets.filter(retires_at=None, retires_on_use=True).exclude(pk=public_id)
+    retired = list(waiting.values_list("pk", flat=True))
+    if retired:
+        waiting.update(retires_at=now())
+        _secrets_retired(key, "gateway", retired, "the new secret was used")
+    return bool(retired)
+
+
+def _retire_older(key: ApiKey, moment: datetime) -> list[str]:
+    """Let all but the newest secret of a locked key end at ``moment``; the ids of those that worked."""
+    older = key.secrets.filter(Q(retires_at__gt=moment) | Q(retires_at=None, retires_on_use=True))
+    ended = sorted(older.values_list("pk", flat=True))
+    older.update(retires_at=moment, retires_on_use=False)
+    return ended
+
+
+def _secrets_retired(key: ApiKey, actor: str, public_ids: list[str], why: str) -> None:
+    record(
+        action="key.secrets_retired",
+        actor=actor,
+        subject=str(key.pk),
+        tenant_id=key.tenant_id,
+        reason=why,
+        label=key.label,
+        public_ids=public_ids,
+    )
+    transaction.on_commit(generations.project_quietly)
+
+
+@transaction.atomic
+def disable_key(*, key: ApiKey, actor: str, reason: str) -> bool:
+    """Refuse ``key`` until it is enabled again; return False if it was disabled or revoked already.
+
+    In force as told at ``revoke_key``; running calls end, too.
+    """
+    off = ApiKey.objects.filter(pk=key.pk, disabled_at=None, revoked_at=None)
+    disabled = off.update(disabled_at=now(), disabled_reason=reason)
+    if disabled:
+        _note("key.disabled", key, actor, reason)
+    transaction.on_commit(generations.project_quietly)
+    return bool(disabled)
+
+
+@transaction.atomic
+def enable_key(*, key: ApiKey, actor: str, reason: str) -> bool:
+    """Accept a disabled ``key`` again; return False if it was not disabled, or is revoked."""
+    off = ApiKey.objects.filter(pk=key.pk, disabled_at__isnull=False, revoked_at=None)
+    enabled = off.update(disabled_at=None, disabled_reason="")
+    if enabled:
+        _note("key.enabled", key, actor, reason)
+    transaction.on_commit(generations.project_quietly)
+    return bool(enabled)
+
+
 @transaction.atomic
 def revoke_key(*, key: ApiKey, actor: str, reason: str) -> bool:
     """Revoke ``key`` for good; return False if it was revoked already.
 
     Once the transaction is committed and ``generations.in_force`` says so for
-    the key's tenant, no process admits a call with it.
+    the key's tenant, no process admits a call with it. How long that took, and
+    how many calls it cut, is told by ``keys.effects.measured``.
     """
     revoked = ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(
         revoked_at=now(), revoked_reason=reason
     )
     if revoked:
-        record(
-            action="key.revoked",
-            actor=actor,
-            subject=str(key.pk),
-            tenant_id=key.tenant_id,
-            reason=reason,
-            label=key.label,
-        )
+        _note("key.revoked", key, actor, reason)
     transaction.on_commit(generations.project_quietly)
     return bool(revoked)
+
+
+def _note(action: str, key: ApiKey, actor: str, reason: str) -> None:
+    record(
+        action=action,
+        actor=actor,
+        subject=str(key.pk),
+        tenant_id=key.tenant_id,
+        reason=reason,
+        label=key.label,
+    )
 
 
 @transaction.atomic

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 
 from keys import secrets
 from keys.callers import VISITORS, Caller, load
-from keys.exceptions import SUSPENDED, InvalidKey, KeysUnavailable
+from keys.exceptions import SUCCEEDED, SUSPENDED, InvalidKey, KeysUnavailable
 from tenants import generations, snapshots
 from tenants.clock import clock
 from tenants.database import DatabaseError
 from tenants.redis import RedisError
 
-__all__ = ["Caller", "identify", "is_current", "reload"]
+__all__ = ["Caller", "identify", "is_current", "reload", "reload_running"]
 
 logger = logging.getLogger(__name__)
 
@@ -101,10 +101,15 @@ async def reload(public_id: str) -> Caller:
     What it returns was read after this call began, and its generations are in
     Redis. Raises as ``identify`` does.
     """
+    return _not_succeeded(await reload_running(public_id))
+
+
+async def reload_running(public_id: str) -> Caller:
+    """``reload`` for a call that runs: a secret that has given way to a newer one lets it end in peace."""
     caller = await _known().read_again(public_id)
     if caller is None:
         raise InvalidKey("unknown secret")
-    return _still_valid(caller)
+    return _alive(caller)
 
 
 def _secret_in(headers: Mapping[str, str]) -> str:
@@ -123,8 +128,20 @@ def _secret_in(headers: Mapping[str, str]) -> str:
 
 
 def _still_valid(caller: Caller) -> Caller:
+    return _not_succeeded(_alive(caller))
+
+
+def _not_succeeded(caller: Caller) -> Caller:
+    if caller.succeeded:
+        raise InvalidKey(SUCCEEDED)
+    return caller
+
+
+def _alive(caller: Caller) -> Caller:
     if caller.revoked:
         raise InvalidKey("revoked")
+    if caller.disabled:
+        raise InvalidKey("disabled")
     if not caller.tenant_active:
         raise InvalidKey(SUSPENDED)
     if caller.expires_at_ms is not None and caller.expires_at_ms <= clock.now_ms():

@@ -82,6 +82,12 @@ class Tenant(models.Model):
     needs_second_factor = models.BooleanField(
         default=False, db_default=False, help_text="Its people have to have a second factor to see its pages."
     )
+    max_key_days = models.PositiveSmallIntegerField(
+        null=True,
+        blank=True,
+        help_text="For how many days a secret of its keys works at most. Empty: keys may have no end. "
+        "Keys that are there already keep theirs.",
+    )
     created_at = models.DateTimeField(default=now, editable=False)
     # The last field, because from here on the name is no longer Django's module.
     models = ArrayField(
@@ -107,6 +113,11 @@ class Tenant(models.Model):
                 condition=Q(week_start__range=(1, 7)),
                 name="tenants_tenant_week_starts_on_a_day",
                 violation_error_message="A week starts on a day from 1 (Monday) to 7 (Sunday).",
+            ),
+            models.CheckConstraint(
+                condition=Q(max_key_days=None) | Q(max_key_days__gte=1),
+                name="tenants_tenant_keys_live_for_a_day_or_more",
+                violation_error_message="Keys live for a day or more, or without a maximum.",
             ),
         ]
 
@@ -195,6 +206,46 @@ class Member(models.Model):
 
     def __str__(self) -> str:
         return f"{self.user} at {self.tenant}"
+
+    def clean(self) -> None:
+        if self.team is not None and self.team.tenant_id != self.tenant_id:
+            raise ValidationError({"team": "The team belongs to another tenant."})
+
+
+class ServiceAccount(models.Model):
+    """A program of a tenant that has keys of its own, which outlast whoever set it up.
+
+    Its team, if any, is one of the same tenant: that team's budgets hold for
+    its keys. A closed one stays, for its history, and its name may be used again.
+    """
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="service_accounts")
+    team = models.ForeignKey(
+        Team, on_delete=models.PROTECT, related_name="service_accounts", null=True, blank=True
+    )
+    name = models.CharField(max_length=80, help_text="What it is, such as nightly-build.")
+    created_at = models.DateTimeField(default=now, editable=False)
+    closed_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        ordering = ["tenant__slug", "name"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["tenant", "name"],
+                condition=Q(closed_at=None),
+                name="tenants_serviceaccount_open_name_once_per_tenant",
+                violation_error_message="The tenant has another service account of this name.",
+            ),
+            models.UniqueConstraint(fields=["id", "tenant"], name="tenants_serviceaccount_with_its_tenant"),
+            models.CheckConstraint(
+                condition=Q(closed_at=None) | Q(closed_at__gte=F("created_at")),
+                name="tenants_serviceaccount_closes_after_creation",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
 
     def clean(self) -> None:
         if self.team is not None and self.team.tenant_id != self.tenant_id:

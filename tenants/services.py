@@ -2,11 +2,15 @@
 
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
+from django.dispatch import Signal
+from django.utils.timezone import now
 
 from audit.recording import record
 from tenants import generations
-from tenants.models import Member, Team, Tenant, User
+from tenants.leaving import member_leaves, service_account_closes
+from tenants.models import Member, ServiceAccount, Team, Tenant, User
 
 
 @transaction.atomic
@@ -20,6 +24,7 @@ def create_tenant(
     allow_all_models: bool = False,
     models: list[str] | None = None,
     needs_second_factor: bool = False,
+    max_key_days: int | None = None,
 ) -> Tenant:
     """Create a tenant; raises ``ValidationError`` for values it cannot have, such as a slug in use."""
     tenant = Tenant(
@@ -28,6 +33,7 @@ def create_tenant(
         time_zone=time_zone,
         week_start=week_start,
         needs_second_factor=needs_second_factor,
+        max_key_days=max_key_days,
         allow_all_models=allow_all_models,
         models=models,
     )
@@ -44,6 +50,7 @@ def create_tenant(
         week_start=week_start,
         allow_all_models=allow_all_models,
         models=models,
+        max_key_days=max_key_days,
     )
     transaction.on_commit(generations.project_quietly)
     return tenant
@@ -198,7 +205,12 @@ def add_member(
 
 @transaction.atomic
 def change_member(*, member: Member, actor: str, role: str, team: Team | None) -> Member:
-    """Give a member a role and a team (or none); returns the member as it is then."""
+    """Give a member a role and a team (or none); returns the member as it is then.
+
+    Raises ``ValidationError`` if the team is another tenant's, or the tenant would have no owner left.
+    """
+    if role != Member.Role.OWNER:
+        _keep_an_owner(member, "is the only owner, so somebody else has to become one first.")
     member = Member.objects.select_for_update(of=["self"]).select_related("user").get(pk=member.pk)
     before = {"role": member.role, "team": member.team_id}
     member.role, member.team = role, team
@@ -218,14 +230,91 @@ def change_member(*, member: Member, actor: str, role: str, team: Team | None) -
 
 
 @transaction.atomic
-def remove_member(*, member: Member, actor: str) -> None:
-    """End a membership; raises ``ProtectedError`` while the member has keys, revoked ones included."""
+def remove_member(*, member: Member, actor: str) -> int:
+    """End a membership and revoke the member's own keys; return how many keys were revoked by that.
+
+    The keys stay, as the tenant's, for their history. Raises ``ValidationError``
+    if the tenant would have no owner left.
+    """
+    _keep_an_owner(member, "is the only owner, so somebody else has to become one before they leave.")
+    # Locked, so that no key is issued to them meanwhile.
+    member = Member.objects.select_for_update(of=["self"]).select_related("user").get(pk=member.pk)
+    revoked = _tell(member_leaves, member=member, actor=actor)
     record(
         action="member.removed",
         actor=actor,
         subject=str(member.pk),
         tenant_id=member.tenant_id,
         user=member.user.username,
+        role=member.role,
+        revoked_keys=revoked,
     )
     member.delete()
     transaction.on_commit(generations.project_quietly)
+    return revoked
+
+
+def _keep_an_owner(member: Member, why: str) -> None:
+    """Raise ``ValidationError`` if ``member`` is the only owner of the tenant who can sign in."""
+    # Of two owners who leave at the same moment the second waits here, and then is the last.
+    Tenant.objects.select_for_update(no_key=True).get(pk=member.tenant_id)
+    owners = Member.objects.filter(tenant=member.tenant_id, role=Member.Role.OWNER)
+    if owners.filter(pk=member.pk).exists():
+        others = owners.exclude(pk=member.pk).filter(user__is_active=True)
+        if not others.exists():
+            raise ValidationError(f"{member.user} {why}", code="last_owner")
+
+
+@transaction.atomic
+def create_service_account(
+    *, tenant: Tenant, name: str, actor: str, team: Team | None = None
+) -> ServiceAccount:
+    """Create a service account.
+
+    Raises ``ValidationError`` for a name that another open one of the tenant
+    has, and for another tenant's team.
+    """
+    account = ServiceAccount(tenant=tenant, name=name, team=team)
+    account.full_clean()
+    account.save(force_insert=True)
+    record(
+        action="service_account.created",
+        actor=actor,
+        subject=str(account.pk),
+        tenant_id=tenant.pk,
+        name=name,
+        team=team and team.pk,
+    )
+    transaction.on_commit(generations.project_quietly)
+    return account
+
+
+@transaction.atomic
+def close_service_account(*, account: ServiceAccount, actor: str, reason: str) -> int | None:
+    """Close a service account for good and revoke its keys; return how many keys were revoked by that.
+
+    None if it was closed already.
+    """
+    # Locked, so that no key is issued to it meanwhile.
+    account = ServiceAccount.objects.select_for_update().get(pk=account.pk)
+    if account.closed_at is not None:
+        return None
+    revoked = _tell(service_account_closes, account=account, actor=actor)
+    account.closed_at = now()
+    account.save(update_fields=["closed_at"])
+    record(
+        action="service_account.closed",
+        actor=actor,
+        subject=str(account.pk),
+        tenant_id=account.tenant_id,
+        reason=reason,
+        name=account.name,
+        revoked_keys=revoked,
+    )
+    transaction.on_commit(generations.project_quietly)
+    return revoked
+
+
+def _tell(signal: Signal, **what: Any) -> int:
+    """Let those above this app do their part within the transaction; how many keys they revoked."""
+    return sum(revoked for _, revoked in signal.send(sender=None, **what))

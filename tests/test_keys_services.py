@@ -34,7 +34,7 @@ def test_of_a_secret_only_public_id_and_digest_are_stored(acme):
     key, secret = services.issue_key(tenant=acme, label="nightly", actor="ada")
 
     stored = KeySecret.objects.get()
-    assert (stored.key, stored.public_id, stored.expires_at) == (key, secrets.public_id_of(secret), None)
+    assert (stored.key, stored.public_id, stored.retires_at) == (key, secrets.public_id_of(secret), None)
     assert stored.digest == secrets.digest(secret)
     event = AuditEvent.objects.get(action="key.issued")
     assert (event.actor, event.subject, event.tenant_id) == ("ada", str(key.pk), acme.pk)

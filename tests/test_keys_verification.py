@@ -10,6 +10,7 @@ from django.utils.timezone import now
 
 from keys import callers, secrets, services, verification
 from keys.exceptions import InvalidKey, KeysUnavailable
+from keys.lifetimes import Grace
 from keys.models import ApiKey, KeySecret
 from keys.verification import Caller, identify, reload
 from tenants import generations
@@ -210,7 +211,9 @@ def _same_public_id(secret):
     [
         (lambda: ApiKey.objects.update(revoked_at=now()), "revoked"),
         (lambda: ApiKey.objects.update(created_at=now() - timedelta(2), expires_at=now()), "expired"),
-        (lambda: KeySecret.objects.update(expires_at=now()), "expired"),
+        (lambda: KeySecret.objects.update(retires_at=now()), "expired"),
+        (lambda: KeySecret.objects.update(retires_at=now(), retires_on_use=True), "succeeded"),
+        (lambda: ApiKey.objects.update(disabled_at=now()), "disabled"),
         (lambda: Tenant.objects.update(state="suspended"), "tenant suspended"),
         (lambda: User.objects.update(is_active=False), "revoked"),
         (lambda: KeySecret.objects.all().delete(), "unknown secret"),
@@ -252,9 +255,7 @@ def test_a_key_that_expires_while_it_is_known_is_refused_without_a_look_up(monke
 
 def test_while_rotating_both_secrets_open_the_key(issued):
     key, first = issued
-    public_id, second = secrets.mint()
-    KeySecret.objects.create(public_id=public_id, key=key, digest=secrets.digest(second))
-    KeySecret.objects.exclude(pk=public_id).update(expires_at=now() + timedelta(hours=1))
+    _, second = services.rotate_key(key=key, actor="root", grace=Grace.HOUR)
 
     async def ask():
         callers = [await identify(bearer(secret)) for secret in (first, second)]

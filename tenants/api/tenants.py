@@ -211,8 +211,5 @@ class MemberViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Managed):
 
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, pk: Any) -> Response:
-        try:
-            services.remove_member(member=self.get_object(), actor=self.actor)
-        except ProtectedError as exc:
-            raise StillUsed from exc
+        services.remove_member(member=self.get_object(), actor=self.actor)
         return Response(status=204)
