@@ -33,6 +33,9 @@ from tenants.services import create_tenant
 from tests.emptying import empty_tables
 from tests.gateway import Gateway
 
+# Fixtures ``browser`` and ``page``.
+pytest_plugins = ["tests.browser"]
+
 # Only what never comes takes as long; a machine with other work may need some of it.
 PATIENCE_SECONDS = 30
 

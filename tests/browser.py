@@ -1,0 +1,255 @@
+"""A real browser for any test: pages without faults, people who sign in, and what a page has to fulfil.
+
+The browser is Debian's Chromium, driven by Playwright: one for each process of
+the run, started by the first test that wants it. Each page has a context of
+its own, so nobody's cookies are another's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from allauth.mfa import app_settings
+from allauth.mfa.models import Authenticator
+from allauth.mfa.totp.internal.auth import (
+    TOTP,
+    format_hotp_value,
+    generate_totp_secret,
+    hotp_value,
+    yield_hotp_counters_from_time,
+)
+from axe_playwright_python.base import AXE_SCRIPT
+from django.conf import settings
+from django.contrib.auth.hashers import PBKDF2PasswordHasher
+from django.test import Client
+from playwright import sync_api
+from playwright.sync_api import Browser as Chromium
+from playwright.sync_api import ConsoleMessage, Page, Playwright, Request, Response, sync_playwright
+
+from tenants.models import User
+from tests.browser_thread import BrowserThread, expect
+from tests.conftest import House, eventually
+
+PATIENCE_MS = 8_000
+# Set where a run without a browser would be a run of half the tests.
+NEEDED = "TOLLGATE_NEEDS_BROWSER"
+MISSING = f"no Chromium here; get one by: apt-get install chromium (with {NEEDED}=1 this is a failure)"
+
+PASSWORD = "correct horse battery staple"
+
+SCREENS = Path(__file__).resolve().parent.parent / "dist" / "screens"
+WIDTHS = (360, 1280, 1920)
+NARROW, USUAL = WIDTHS[:2]
+HEIGHT = 900
+SCHEMES = ("light", "dark")
+# What axe calls grave enough to keep somebody out.
+GRAVE = ("serious", "critical")
+
+
+@contextmanager
+def a_chromium(program: str) -> Iterator[Chromium]:
+    """A running browser. It ends with us, however we end."""
+    with BrowserThread() as thread:
+        playwright: Playwright = thread.call(sync_playwright().start)
+        sync_api.expect.set_options(timeout=PATIENCE_MS)
+        try:
+            with playwright.chromium.launch(executable_path=program) as running:
+                yield running
+        finally:
+            playwright.stop()
+
+
+@pytest.fixture(scope="session")
+def chromium_program() -> str:
+    """Where Chromium is; without one the test is skipped, or fails where that must not be."""
+    program = shutil.which("chromium")
+    if program is None:
+        (pytest.fail if os.environ.get(NEEDED) else pytest.skip)(MISSING)
+    return program
+
+
+@pytest.fixture(scope="session")
+def chromium(chromium_program: str) -> Iterator[Chromium]:
+    """The browser of this process of the run."""
+    with a_chromium(chromium_program) as running:
+        yield running
+
+
+class Browser:
+    """Opens pages and keeps whatever goes wrong on them; a test's ``browser`` fails for it at the end."""
+
+    def __init__(self, chromium: Chromium) -> None:
+        self._chromium = chromium
+        self._forgiven: list[str] = []
+        self.faults: list[str] = []
+
+    def open(self, base_url: str, **options: Any) -> Page:
+        """An empty page with no cookies; addresses without a host are of ``base_url``.
+
+        ``options`` are those of Playwright's ``Browser.new_context``.
+        """
+        options = {"viewport": {"width": USUAL, "height": HEIGHT}, "locale": "en-GB", **options}
+        context = self._chromium.new_context(base_url=base_url, **options)
+        context.set_default_timeout(PATIENCE_MS)
+        page = context.new_page()
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.faults.append(f"error of a script: {error}"))
+        page.on("requestfailed", self._failed)
+        page.on("response", self._answered)
+        return page
+
+    def forgive(self, pattern: str) -> None:
+        """Whatever has the pattern in it is, in this test, no fault."""
+        self._forgiven.append(pattern)
+
+    def check(self) -> None:
+        """No page had a fault: no error on the console, of a script, of a request, of the content policy."""
+        # What Chromium has sent is taken note of with the answer to the next question.
+        for context in self._chromium.contexts:
+            for page in context.pages:
+                page.title()
+        left = [fault for fault in self.faults if not any(re.search(one, fault) for one in self._forgiven)]
+        assert not left, "\n".join(left)
+
+    def close(self) -> None:
+        for context in self._chromium.contexts:
+            context.close()
+
+    def _console(self, message: ConsoleMessage) -> None:
+        # Requests are told of by themselves, and better.
+        if message.type == "error" and not message.text.startswith("Failed to load resource"):
+            self.faults.append(f"console of {message.page and message.page.url}: {message.text}")
+
+    def _failed(self, request: Request) -> None:
+        # A page that is left, and a download, break off what loads.
+        if request.failure != "net::ERR_ABORTED":
+            self.faults.append(f"{request.method} {request.url}: {request.failure}")
+
+    def _answered(self, response: Response) -> None:
+        # Pages that say no are what some tests are about; their parts have to be there.
+        if response.status >= 400 and response.request.resource_type != "document":
+            self.faults.append(f"{response.request.method} {response.url}: {response.status}")
+
+
+@pytest.fixture
+def browser(chromium: Chromium) -> Iterator[Browser]:
+    """For tests that open several pages, or pages that are special."""
+    browser = Browser(chromium)
+    try:
+        yield browser
+        browser.check()
+    finally:
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, house: House) -> Page:
+    """A page at the gateway of the house, as wide as a laptop."""
+    return browser.open(house.gateway.url)
+
+
+@cache
+def _hashed() -> str:
+    # The gateway knows only real hashes, unlike the tests; it takes a while on purpose.
+    hasher = PBKDF2PasswordHasher()
+    return hasher.encode(PASSWORD, hasher.salt())
+
+
+def totp_code(secret: str) -> str:
+    """What an authenticator app shows for a secret now; good for some seconds at least."""
+    eventually(lambda: time.time() % app_settings.TOTP_PERIOD < app_settings.TOTP_PERIOD - 5)
+    return format_hotp_value(hotp_value(secret, next(yield_hotp_counters_from_time())))
+
+
+def with_password(user: User) -> User:
+    """The user, who may now sign in with ``PASSWORD``."""
+    user.password = _hashed()
+    user.save(update_fields=["password"])
+    return user
+
+
+def sign_in(page: Page, user: User) -> None:
+    """Sign in as people do: with a password and the code of an authenticator, which are set up for it."""
+    with_password(user)
+    Authenticator.objects.filter(user=user, type=Authenticator.Type.TOTP).delete()
+    secret = generate_totp_secret()
+    TOTP.activate(user, secret)
+    page.goto("/account/login/")
+    page.get_by_label("Name or e-mail address").fill(user.username)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in", exact=True).click()
+    page.get_by_label("Code").fill(totp_code(secret))
+    page.get_by_role("button", name="Sign In").click()
+    expect(page).not_to_have_url(re.compile("/account/"))
+
+
+def enter(page: Page, user: User) -> None:
+    """Be signed in from here on, without the way to it: for tests about what comes after."""
+    client = Client()
+    client.force_login(user)
+    name = settings.SESSION_COOKIE_NAME
+    # Playwright wants a host; the page may not be anywhere yet.
+    url = page.request.get("/healthz").url
+    page.context.add_cookies([{"name": name, "value": client.cookies[name].value, "url": url}])
+
+
+def check_page(page: Page) -> None:
+    """The page keeps nobody out: axe finds nothing grave, light or dark, and a narrow screen is enough."""
+    before = page.viewport_size
+    for scheme in SCHEMES:
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # a literal of the two
+        findings = _findings(page)
+        assert not findings, "\n".join([f"in {scheme}:", *findings])
+    page.emulate_media(color_scheme="null")
+    wide = sticking_out(page)
+    assert not wide, "\n".join(["wider than the screen:", *wide])
+    page.set_viewport_size(before)  # type: ignore[arg-type]  # the other type of the same two numbers
+
+
+def sticking_out(page: Page) -> list[str]:
+    """What makes the page scroll sideways on a narrow screen, outermost first; leaves the page narrow."""
+    page.set_viewport_size({"width": NARROW, "height": HEIGHT})
+    found: list[str] = page.evaluate(
+        """() => {
+            const room = document.documentElement.clientWidth;
+            if (document.documentElement.scrollWidth <= room) return [];
+            return [...document.body.querySelectorAll("*")]
+                .filter(one => one.getBoundingClientRect().right > room)
+                .map(one => one.cloneNode(false).outerHTML);
+        }"""
+    )
+    return found
+
+
+def _findings(page: Page) -> list[str]:
+    # Put in by the debugger, to which the content policy does not apply.
+    page.evaluate(AXE_SCRIPT)
+    told = page.evaluate("() => axe.run({resultTypes: ['violations']})")
+    return [
+        f"{finding['id']}: {finding['help']}: {node['html']} {node['failureSummary']}"
+        for finding in told["violations"]
+        if finding["impact"] in GRAVE
+        for node in finding["nodes"]
+    ]
+
+
+def shoot(page: Page, name: str) -> None:
+    """Keep the page as ``dist/screens/<name>-<width>-<scheme>.png``, for people to look at."""
+    before = page.viewport_size
+    SCREENS.mkdir(parents=True, exist_ok=True)
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": HEIGHT})
+        for scheme in SCHEMES:
+            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # a literal of the two
+            page.screenshot(path=SCREENS / f"{name}-{width}-{scheme}.png", full_page=True)
+    page.emulate_media(color_scheme="null")
+    page.set_viewport_size(before)  # type: ignore[arg-type]  # the other type of the same two numbers
