@@ -148,8 +148,6 @@ MFA_ADAPTER = "config.signing_in.SecondFactors"
 MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_ALLOW_UNVERIFIED_EMAIL = True
 MFA_RECOVERY_CODES_SHOW_ONCE = True
-# Browsers know passkeys on localhost too, without TLS.
-MFA_WEBAUTHN_ALLOW_INSECURE_ORIGIN = DEBUG
 
 SOCIALACCOUNT_ADAPTER = "config.signing_in.Outside"
 # Whoever the other side has verified is the person here with that address.

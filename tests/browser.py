@@ -208,10 +208,10 @@ def check_page(page: Page) -> None:
     for scheme in SCHEMES:
         page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # a literal of the two
         findings = _findings(page)
-        assert not findings, "\n".join([f"in {scheme}:", *findings])
+        assert not findings, "\n".join([f"{page.url} in {scheme}:", *findings])
     page.emulate_media(color_scheme="null")
     wide = sticking_out(page)
-    assert not wide, "\n".join(["wider than the screen:", *wide])
+    assert not wide, "\n".join([f"{page.url} is wider than the screen:", *wide])
     page.set_viewport_size(before)  # type: ignore[arg-type]  # the other type of the same two numbers
 
 

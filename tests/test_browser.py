@@ -70,7 +70,7 @@ def test_whatever_goes_wrong_on_a_page_is_a_fault_of_the_test(browser, body, hea
     ("body", "finding"),
     [
         ("<input>", "label: Form elements must have labels"),
-        (f"<style>{PALE}</style><p>Pale</p>", "(?s)in dark:.*color-contrast"),
+        (f"<style>{PALE}</style><p>Pale</p>", "(?s) in dark:.*color-contrast"),
         ("<p style='width: 50rem'>Wide</p>", "width: 50rem"),
     ],
 )  # fmt: skip

@@ -1,0 +1,160 @@
+"""Signing in as people do, in a browser: by app, passkey and recovery code; and out again everywhere."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from allauth.mfa.models import Authenticator
+from playwright.sync_api import Page
+
+from tenants.models import Tenant, User
+from tests.browser import PASSWORD, Browser, check_page, enter, shoot, sign_in, totp_code, with_password
+from tests.browser_thread import expect
+from tests.conftest import House
+from tests.people import a_person
+
+HOME = re.compile(r"/portal/acme/$")
+# What people with and without a second factor may open of their account.
+ACCOUNT_PAGES = [
+    "/account/login/", "/account/password/reset/", "/account/2fa/", "/account/2fa/totp/activate/",
+    "/account/2fa/webauthn/add/", "/account/2fa/webauthn/", "/account/2fa/recovery-codes/generate/",
+    "/account/2fa/recovery-codes/", "/account/2fa/totp/deactivate/", "/account/sessions/",
+    "/account/password/change/", "/account/logout/", "/account/signup/", "/account/nothing/",
+]  # fmt: skip
+
+
+@pytest.fixture
+def owner(house: House) -> User:
+    person = a_person("owner", house.acme)
+    assert isinstance(person, User)
+    return with_password(person)
+
+
+@pytest.fixture
+def at_localhost(browser: Browser, house: House) -> Page:
+    """A page where browsers know passkeys without TLS, and with a security key in the machine."""
+    page = browser.open(house.gateway.url.replace("127.0.0.1", "localhost"))
+    debugger = page.context.new_cdp_session(page)
+    debugger.send("WebAuthn.enable")
+    key = {
+        "protocol": "ctap2", "transport": "internal", "hasResidentKey": True, "hasUserVerification": True,
+        "isUserVerified": True, "automaticPresenceSimulation": True,
+    }  # fmt: skip
+    debugger.send("WebAuthn.addVirtualAuthenticator", {"options": key})
+    return page
+
+
+def give_password(page: Page, user: User) -> None:
+    page.goto("/account/login/")
+    page.get_by_label("Name or e-mail address").fill(user.username)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in", exact=True).click()
+
+
+def sign_out(page: Page) -> None:
+    page.get_by_role("banner").get_by_role("button", name="Sign out").click()
+    expect(page).to_have_url(re.compile("/account/login/"))
+
+
+def test_who_needs_a_second_factor_sets_an_app_up_and_signs_in_with_it(page, house, owner):
+    Tenant.objects.update(needs_second_factor=True)
+
+    give_password(page, owner)
+    expect(page).to_have_url(re.compile("/account/2fa/totp/activate/"))
+    secret = page.get_by_label("Authenticator secret").input_value()
+    page.get_by_label("Authenticator code").fill(totp_code(secret))
+    page.get_by_role("button", name="Activate").click()
+    page.get_by_label("I have saved my recovery codes").check()
+    page.get_by_role("link", name="Tollgate").click()
+    expect(page).to_have_url(HOME)
+    sign_out(page)
+
+    Authenticator.objects.filter(type=Authenticator.Type.TOTP).update(last_used_at=None)
+    give_password(page, owner)
+    page.get_by_label("Code").fill(totp_code(secret))
+    page.get_by_role("button", name="Sign In").click()
+    expect(page).to_have_url(HOME)
+
+
+def test_a_recovery_code_opens_once(page, house, owner):
+    Tenant.objects.update(needs_second_factor=True)
+    give_password(page, owner)
+    page.get_by_label("Authenticator code").fill(
+        totp_code(page.get_by_label("Authenticator secret").input_value())
+    )
+    page.get_by_role("button", name="Activate").click()
+    code, *_ = page.get_by_label("Unused codes").input_value().split()
+    page.get_by_label("I have saved my recovery codes").check()
+    sign_out(page)
+
+    give_password(page, owner)
+    page.get_by_label("Code").fill(code)
+    page.get_by_role("button", name="Sign In").click()
+    expect(page).to_have_url(HOME)
+    sign_out(page)
+    give_password(page, owner)
+    page.get_by_label("Code").fill(code)
+    page.get_by_role("button", name="Sign In").click()
+
+    expect(page.get_by_text("Incorrect code")).to_be_visible()
+
+
+def test_a_passkey_is_added_signs_in_and_is_removed(at_localhost, owner):
+    page = at_localhost
+    give_password(page, owner)
+    page.goto("/account/2fa/")
+    page.get_by_role("link", name="Add").click()
+    page.get_by_label("Name").fill("Laptop")
+    page.get_by_role("button", name="Add").click()
+    page.get_by_label("I have saved my recovery codes").check()
+    page.goto("/account/2fa/webauthn/")
+    expect(page.get_by_role("row", name="Laptop")).to_be_visible()
+    sign_out(page)
+
+    give_password(page, owner)
+    expect(page).to_have_url(re.compile("/account/2fa/authenticate/"))
+    page.get_by_role("button", name="Use a security key").click()
+    expect(page).to_have_url(HOME)
+
+    page.goto("/account/2fa/webauthn/")
+    page.get_by_role("link", name="Remove").click()
+    page.get_by_role("button", name="Remove").click()
+    expect(page.get_by_text("No security keys have been added.")).to_be_visible()
+    assert not Authenticator.objects.filter(type=Authenticator.Type.WEBAUTHN).exists()
+
+
+def test_a_person_ends_all_other_sessions(browser, house, page, owner):
+    elsewhere = browser.open(house.gateway.url)
+    give_password(elsewhere, owner)
+    expect(elsewhere).to_have_url(HOME)
+    give_password(page, owner)
+    page.goto("/account/sessions/")
+
+    page.get_by_role("button", name="Sign Out Other Sessions").click()
+
+    elsewhere.reload()
+    expect(elsewhere).to_have_url(re.compile("/account/login/"))
+    page.goto("/portal/")
+    expect(page).to_have_url(HOME)
+
+
+@pytest.mark.parametrize("factor", [False, True], ids=["without a second factor", "with one"])
+def test_nothing_on_the_pages_of_an_account_keeps_anybody_out(page, owner, factor):
+    (sign_in if factor else enter)(page, owner)
+
+    for address in ACCOUNT_PAGES:
+        page.goto(address)
+        check_page(page)
+
+
+def test_the_page_to_sign_in_keeps_nobody_out_and_says_what_was_wrong(page, owner):
+    page.goto("/account/login/")
+    shoot(page, "sign-in")
+
+    page.get_by_label("Name or e-mail address").fill("owner")
+    page.get_by_label("Password").fill("wrong")
+    page.keyboard.press("Enter")
+
+    expect(page.get_by_text("are not correct")).to_be_visible()
+    check_page(page)
