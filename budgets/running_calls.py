@@ -44,6 +44,18 @@ def running_calls(*, tenant_id: UUID | None = None, key_id: UUID | None = None) 
                 yield call
 
 
+def found_calls(query: str) -> list[RunningCall]:
+    """The running calls with ``query`` in one of their names, the oldest first. Raises ``RedisError``."""
+    return sorted(
+        (call for call in running_calls() if _mentions(call, query)), key=lambda call: call.admitted_at
+    )
+
+
+def _mentions(call: RunningCall, query: str) -> bool:
+    names = (call.tenant, call.key, call.model, call.upstream, str(call.request_id))
+    return not query or any(query.lower() in name.lower() for name in names)
+
+
 def running_call(request_id: UUID) -> RunningCall | None:
     """One running call; None if there is none with this id. Raises ``RedisError``."""
     redis = redis_in_bytes()

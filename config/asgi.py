@@ -17,7 +17,7 @@ from budgets import refusals, spool  # noqa: E402
 from budgets.epochs import expected  # noqa: E402
 from budgets.estimators import estimators  # noqa: E402
 from budgets.tallies import tallies  # noqa: E402
-from config import health, metrics  # noqa: E402
+from config import health, live, metrics  # noqa: E402
 from config.background import background  # noqa: E402
 from proxy import running, upstream  # noqa: E402
 from proxy.catalog import catalog  # noqa: E402
@@ -59,9 +59,9 @@ class Gateway:
             background.start()
             await _answer(self._doors, scope, receive, send)
         elif scope["type"] == "websocket":
-            await _refuse(scope, receive, send)
+            await live.answer(scope, receive, send)
         else:
-            await _live(receive, send)
+            await _follow(receive, send)
 
 
 async def _answer(doors: ProxyHandler, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,13 +78,7 @@ async def _answer(doors: ProxyHandler, scope: Scope, receive: Receive, send: Sen
         await site(scope, receive, send)
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
-    """Nobody takes WebSockets yet: closing one before it is accepted makes the server answer 403."""
-    await receive()
-    await send({"type": "websocket.close", "code": 4403})
-
-
-async def _live(receive: Receive, send: Send) -> None:
+async def _follow(receive: Receive, send: Send) -> None:
     """Follow the server's own start and stop."""
     await receive()
     background.start()

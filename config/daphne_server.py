@@ -12,7 +12,7 @@ What plain Daphne 4.2.3 does, and what is done here instead:
 * it trusts a header, ``Daphne-Root-Path``, which any client can send: the
   scope is built here, without it.
 
-WebSockets are left to Daphne.
+WebSockets are left to Daphne, within the bounds of ``config.daphne_sockets``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from urllib.parse import unquote
 import orjson
 from daphne.http_protocol import HTTPFactory, WebRequest
 from daphne.server import Server, twisted_loop
-from daphne.ws_protocol import WebSocketFactory
 from twisted.internet import reactor
 from twisted.logger import (
     FilteringLogObserver,
@@ -46,11 +45,13 @@ from twisted.web.http import HTTPFactory as TwistedFactory
 from twisted.web.http import Request as TwistedRequest
 
 from config.background import background
+from config.daphne_sockets import PING_SECONDS, PONG_SECONDS, SocketFactory, WebSocket
 from config.health import readiness
 from proxy.errors import answer_for
 from proxy.exceptions import BadRequest, BodyTooLarge, Draining, RouteRefused
 from proxy.handler import TELLS_OF_LEAVING
 from tenants.exceptions import Refusal
+from tenants.live import RESTARTS
 from tenants.quick_settings import settings
 
 logger = logging.getLogger(__name__)
@@ -449,7 +450,13 @@ class GatewayServer(Server):  # type: ignore[misc]  # the server's packages have
     """Serves ``application`` on a listening socket until it is told to stop, then drains."""
 
     def __init__(self, application: Any, listener: socket.socket) -> None:
-        super().__init__(application, endpoints=["the listener"], server_name="")
+        super().__init__(
+            application,
+            endpoints=["the listener"],
+            server_name="",
+            ping_interval=PING_SECONDS,
+            ping_timeout=PONG_SECONDS,
+        )
         self.channels: set[Channel] = set()
         self.tasks: dict[asyncio.Task[None], Request] = {}
         self.arriving_bytes = 0
@@ -464,9 +471,9 @@ class GatewayServer(Server):  # type: ignore[misc]  # the server's packages have
         errors_only = LogLevelFilterPredicate(defaultLogLevel=LogLevel.error)
         observer = FilteringLogObserver(STDLibLogObserver("twisted"), [errors_only])
         globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False, discardBuffer=True)
-        # Daphne's books and protocol for WebSockets.
-        self.connections: dict[Any, dict[str, Any]] = {}
-        self.ws_factory = WebSocketFactory(self, server="")
+        # Daphne's books of WebSockets, and what it makes them with.
+        self.connections: dict[WebSocket, dict[str, Any]] = {}
+        self.ws_factory = SocketFactory(self)
         reactor.callLater(1, self.application_checker)
         reactor.callLater(2, self.timeout_checker)
         asyncio.set_event_loop(twisted_loop)
@@ -515,6 +522,10 @@ class GatewayServer(Server):  # type: ignore[misc]  # the server's packages have
         """
         for channel in tuple(self.channels):
             channel.wind_up()
+        for socket_ in tuple(self.connections):
+            # Nothing is lost with them: pages ask again, and are answered by another process.
+            if socket_.state == socket_.STATE_OPEN:
+                socket_.end(RESTARTS.code, RESTARTS.reason)
         await self._quiet(settings.DRAIN_SECONDS, self._hurry)
         for task, request in tuple(self.tasks.items()):
             # One whose client has left is cleaning up already; a second cancellation would break that off.
@@ -527,12 +538,19 @@ class GatewayServer(Server):  # type: ignore[misc]  # the server's packages have
             channel.transport.abortConnection()
 
     async def _quiet(self, seconds: float, enough: asyncio.Event) -> None:
-        """Wait until no request and no connection is left, ``seconds`` have passed, or it is ``enough``."""
+        """Wait until nothing is under way or connected, ``seconds`` have passed, or it is ``enough``."""
         deadline = twisted_loop.time() + seconds
         # Only while stopping: an event would have to be kept up with every request.
-        while (self.tasks or self.channels) and twisted_loop.time() < deadline and not enough.is_set():  # noqa: ASYNC110
+        while (  # noqa: ASYNC110
+            (self.tasks or self.channels or self._has_sockets())
+            and twisted_loop.time() < deadline
+            and not enough.is_set()
+        ):
             # Looked at so seldom, and only while stopping, that no event is worth its upkeep per request.
             await asyncio.sleep(0.02)
+
+    def _has_sockets(self) -> bool:
+        return any("disconnected" not in details for details in self.connections.values())
 
     async def _sweep(self) -> None:
         """Hold every connection to its deadline."""
@@ -552,6 +570,11 @@ class GatewayServer(Server):  # type: ignore[misc]  # the server's packages have
         if protocol in self.connections:
             super().protocol_disconnected(protocol)
 
+    async def handle_reply(self, protocol: WebSocket, message: dict[str, Any]) -> None:
+        """Give a message to a WebSocket, and wait while its client is behind with reading."""
+        await super().handle_reply(protocol, message)
+        await protocol.room()
+
     def application_checker(self) -> None:
         try:
             super().application_checker()
@@ -559,3 +582,11 @@ class GatewayServer(Server):  # type: ignore[misc]  # the server's packages have
             # Daphne goes on only when all went well.
             logger.exception("looking after WebSockets failed")
             reactor.callLater(1, self.application_checker)
+
+    def timeout_checker(self) -> None:
+        try:
+            super().timeout_checker()
+        except Exception:
+            # The same.
+            logger.exception("holding WebSockets to their time failed")
+            reactor.callLater(2, self.timeout_checker)

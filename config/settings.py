@@ -203,9 +203,6 @@ CACHES = {
         "OPTIONS": {"SOCKET_CONNECT_TIMEOUT": 2, "SOCKET_TIMEOUT": 5},
     }
 }
-CHANNEL_LAYERS = {
-    "default": {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": {"hosts": [REDIS_URL]}}
-}
 
 CELERY_BROKER_URL: str = env.str("CELERY_BROKER_URL", default=REDIS_URL)
 
@@ -281,4 +278,6 @@ CLIENT_HEADER_SECONDS: float = env.float("CLIENT_HEADER_SECONDS", default=15)
 CLIENT_BODY_SECONDS: float = env.float("CLIENT_BODY_SECONDS", default=120)
 CLIENT_STALL_SECONDS: float = env.float("CLIENT_STALL_SECONDS", default=60)
 CLIENT_IDLE_SECONDS: float = env.float("CLIENT_IDLE_SECONDS", default=75)
+# Live views: how many sockets one process holds at a time.
+LIVE_SOCKETS: int = env.int("LIVE_SOCKETS", default=200)
 SERVE_UVLOOP: bool = env.bool("SERVE_UVLOOP", default=True)

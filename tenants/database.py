@@ -23,14 +23,17 @@ READ_SECONDS = 3.0
 _threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="database")
 
 
-async def read_aside(read: Callable[[], Rows], seconds: float = READ_SECONDS) -> Rows:
+async def read_aside(
+    read: Callable[[], Rows], seconds: float = READ_SECONDS, threads: ThreadPoolExecutor = _threads
+) -> Rows:
     """What ``read``, which asks the database, returns.
 
     Raises ``DatabaseError``, or ``TimeoutError`` when it took longer: it then
-    runs to its end unless it had not begun, and nobody hears of it.
+    runs to its end unless it had not begun, and nobody hears of it. ``threads``
+    are others for what must not keep the path of a request waiting.
     """
     async with asyncio.timeout(seconds):
-        return await asyncio.get_running_loop().run_in_executor(_threads, _and_close, read)
+        return await asyncio.get_running_loop().run_in_executor(threads, _and_close, read)
 
 
 def _and_close(read: Callable[[], Rows]) -> Rows:

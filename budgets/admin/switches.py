@@ -17,11 +17,12 @@ from django.utils.timezone import now
 from audit.admin import ReadOnlyAdmin, ask_reason
 from budgets import services
 from budgets.forms import ArmForm
+from budgets.live import SHOWN_CALLS
 from budgets.models import (
     KillSwitch,
     RunningCall,
 )
-from budgets.running_calls import running_calls
+from budgets.running_calls import found_calls
 from tenants import generations
 from tenants.redis import RedisError
 
@@ -122,8 +123,6 @@ class KillSwitchAdmin(ReadOnlyAdmin):
 class RunningCallAdmin(ReadOnlyAdmin):
     """Calls that run now, on all processes. They lie in Redis, so the page is ours; each can be ended."""
 
-    SHOWN = 500
-
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
@@ -132,10 +131,7 @@ class RunningCallAdmin(ReadOnlyAdmin):
         query = request.GET.get("q", "").strip()
         unknown, calls = False, list[RunningCall]()
         try:
-            calls = sorted(
-                (call for call in running_calls() if _mentions(call, query)),
-                key=lambda call: call.admitted_at,
-            )
+            calls = found_calls(query)
             if request.method == "POST":
                 return self._stop(request, calls)
         except RedisError:
@@ -144,8 +140,8 @@ class RunningCallAdmin(ReadOnlyAdmin):
             **self.admin_site.each_context(request),
             "title": "Running calls",
             "opts": self.opts,
-            "calls": calls[: self.SHOWN],
-            "more": max(0, len(calls) - self.SHOWN),
+            "calls": calls[:SHOWN_CALLS],
+            "more": max(0, len(calls) - SHOWN_CALLS),
             "unknown": unknown,
             "q": query,
             "may_stop": self.has_stop_permission(request),
@@ -175,8 +171,3 @@ class RunningCallAdmin(ReadOnlyAdmin):
         else:
             self.message_user(request, "Nothing was stopped: give a reason.", messages.ERROR)
         return HttpResponseRedirect(request.get_full_path())
-
-
-def _mentions(call: RunningCall, query: str) -> bool:
-    names = (call.tenant, call.key, call.model, call.upstream, str(call.request_id))
-    return not query or any(query.lower() in name.lower() for name in names)
