@@ -19,6 +19,7 @@ from budgets.estimators import estimators  # noqa: E402
 from budgets.tallies import tallies  # noqa: E402
 from config import health, live, metrics  # noqa: E402
 from config.background import background  # noqa: E402
+from keys.last_use import uses  # noqa: E402
 from proxy import running, upstream  # noqa: E402
 from proxy.catalog import catalog  # noqa: E402
 from proxy.handler import ProxyHandler, Receive, Scope, Send  # noqa: E402
@@ -35,10 +36,12 @@ background.add("epoch", expected.keep_vouching)
 background.add("clock", clock.keep_looking)
 background.add("estimators", estimators.keep_fresh)
 background.add("metrics", tallies.keep_handing_over)
+background.add("last use", uses.keep_handing_over)
 background.add_last("settlements", running.all_settled)
 background.add_last("refusals", refusals.notes.flush)
 background.add_last("prompt log", prompt_log.flush)
 background.add_last("metrics", tallies.hand_over)
+background.add_last("last use", uses.leave)
 background.add_last("connections to upstreams", upstream.close)
 
 # Whatever begins like one of the doors for programs is answered as they

@@ -18,7 +18,7 @@ SHOWN_BITS = {4: 24, 6: 48}
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
 
-class NetworkField(models.Field):
+class NetworkField(models.Field):  # type: ignore[type-arg]  # the parameters are in the stubs only
     """A column of PostgreSQL's type ``cidr``; in Python a text such as ``192.0.2.0/24``."""
 
     description = "A network"

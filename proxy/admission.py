@@ -24,7 +24,8 @@ from proxy.calls import Call, Route
 from proxy.catalog import Installed, Target, catalog
 from proxy.clamping import under
 from proxy.errors import answer_to
-from proxy.exceptions import BadRequest, ModelRefused, OptionRefused
+from proxy.exceptions import AddressRefused, BadRequest, EndpointRefused, ModelRefused, OptionRefused
+from proxy.permits import check_permit, note_use
 from proxy.visitors import Guest, guest_of
 from tenants.clock import clock
 from tenants.exceptions import Refusal
@@ -62,7 +63,8 @@ async def admit(
     """Ask the ordered questions; return only when every answer is yes.
 
     Who calls (``InvalidKey``)? What is asked, and is it well formed
-    (``BadRequest``)? Is a kill switch on (``Killed``)? May the caller use this
+    (``BadRequest``)? May the key be used for that, and from there
+    (``EndpointRefused``, ``AddressRefused``)? Is a kill switch on (``Killed``)? May the caller use this
     model, and is it installed (``ModelRefused``, ``NoModels``)? What of the
     options does its policy leave (``OptionRefused``)? Is there room in every limit that applies
     (``BudgetExhausted``, ``RateLimited`` …)? The last one is a single step in
@@ -79,18 +81,20 @@ async def admit(
         model = call.model
         for _ in range(3):
             try:
+                check_permit(caller, route.path, headers, meta)
                 switches = await refuse_killed(caller)
                 await catalog.catch_up(caller)
                 target = catalog.resolve(caller, model, closed_upstreams(switches))
                 allowed = under(caller.policy, call)
                 guest = guest or guest_of(caller, headers, meta)
                 reservation = await reserve(caller, _demand(request_id, allowed, target, run, guest))
+                note_use(caller, target.model.name, headers, meta)
                 return Admission(allowed, target, reservation, guest.cookie if guest else "")
             except HumanCheckRequired as demand:
                 guest = await _proven(guest, caller, headers, demand)
             except StaleCaller:
                 caller = await verification.reload(caller.public_id)
-            except (ModelRefused, OptionRefused):
+            except (EndpointRefused, AddressRefused, ModelRefused, OptionRefused):
                 if await verification.is_current(caller):
                     raise
                 caller = await verification.reload(caller.public_id)
@@ -138,17 +142,24 @@ class Onlooker:
         return stopping(self.switches, clock.now_ms(), model, upstream)
 
 
-async def recognise(headers: Headers, meta: Meta) -> Onlooker:
-    """Who asks for a listing, which needs no room but a good key."""
+async def recognise(headers: Headers, meta: Meta, door: str) -> Onlooker:
+    """Who asks for a listing at ``door``, which needs no room but a good key that is good for it."""
     caller = await verification.identify(headers)
     with refusals_of(caller):
         for _ in range(2):
             try:
+                check_permit(caller, door, headers, meta)
                 switches = await refuse_killed(caller)
                 await catalog.catch_up(caller)
                 guest = guest_of(caller, headers, meta)
-                return Onlooker(caller, await look(caller, guest.visitor if guest else None), switches)
+                standing = await look(caller, guest.visitor if guest else None)
+                note_use(caller, "", headers, meta)
+                return Onlooker(caller, standing, switches)
             except StaleCaller:
+                caller = await verification.reload(caller.public_id)
+            except (EndpointRefused, AddressRefused):
+                if await verification.is_current(caller):
+                    raise
                 caller = await verification.reload(caller.public_id)
         raise CountersUnavailable
 

@@ -47,10 +47,12 @@ from budgets.reservations import Standing
 from keys.exceptions import InvalidKey, KeysUnavailable
 from proxy.calls import Dialect, Framing, Route
 from proxy.exceptions import (
+    AddressRefused,
     BadRequest,
     BodyTooLarge,
     CloudModelRefused,
     Draining,
+    EndpointRefused,
     GpuTimeOver,
     HumanCheckFailed,
     HumanCheckUnavailable,
@@ -134,6 +136,8 @@ ANSWERS: dict[type[Refusal], Answer] = {
     InvalidKey: _NO_KEY,
     KeyNoLongerValid: _NO_KEY,
     RouteRefused: _forbidden("route_not_allowed", "This gateway does not serve this route."),
+    EndpointRefused: _forbidden("endpoint_not_allowed", "This key may not use this endpoint."),
+    AddressRefused: _forbidden("address_not_allowed", "This key may not be used from this address."),
     ModelRefused: _NO_MODEL,
     CloudModelRefused: _NO_MODEL,
     OptionRefused: _forbidden("option_not_allowed", "This key may not use a field that the request has."),

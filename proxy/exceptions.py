@@ -4,6 +4,7 @@ Status, code and sentence of each are in ``proxy.errors.ANSWERS``.
 """
 
 from budgets.exceptions import CallStopped
+from keys.networks import Address
 from tenants.exceptions import Refusal
 
 
@@ -21,6 +22,17 @@ class OptionRefused(BadRequest):
 
     def __init__(self, param: str) -> None:
         super().__init__(f"This key may not use {param!r}. Ask the operator to allow it.", param)
+
+
+class EndpointRefused(Refusal):
+    """The key is limited to endpoints of which this is none."""
+
+
+class AddressRefused(BadRequest):
+    """The key is limited to networks, and the request does not come from one of them."""
+
+    def __init__(self, address: Address) -> None:
+        super().__init__(f"This key may not be used from {address}.")
 
 
 class BodyTooLarge(Refusal):

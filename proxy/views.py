@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +19,7 @@ from budgets import quotas
 from budgets.estimators import estimators
 from budgets.exceptions import CallStopped
 from budgets.tallies import tallies
+from keys.endpoints import ENDPOINTS, doors_of
 from keys.exceptions import InvalidKey
 from proxy import human_checks, upstream
 from proxy.admission import Admission, Onlooker, admit, recognise
@@ -30,6 +30,7 @@ from proxy.dialects import anthropic, ollama, openai
 from proxy.errors import INTERNAL, code_of, dialect_of, limit_headers, render, status_of
 from proxy.exceptions import NoModels, RouteRefused, SecretInUrl, UnsupportedMedia
 from proxy.metering import meter_for
+from proxy.permits import expiry_headers, in_utc
 from proxy.relay import Stream, outcome_of, whole_answer
 from proxy.replies import Reply
 from proxy.running import RunningCall
@@ -132,6 +133,7 @@ def _headers(admission: Admission, framing: Framing) -> dict[str, str]:
         "Content-Type": CONTENT_TYPES[framing],
         "X-Accel-Buffering": "no",
         **limit_headers(reservation.standing, admission.call.route.dialect),
+        **expiry_headers(reservation.caller),
     }
     if reservation.loan is not None:
         headers["X-Tollgate-Credit"] = f"{reservation.loan.tokens};left={reservation.loan.left}"
@@ -147,21 +149,21 @@ def _headers(admission: Admission, framing: Framing) -> dict[str, str]:
 @door
 async def tags(request: HttpRequest, request_id: UUID) -> Reply:
     """GET /api/tags: the models that this key may call."""
-    onlooker = await recognise(request.headers, request.META)
+    onlooker = await recognise(request.headers, request.META, "/api/tags")
     return _json({"models": [model.entry for model in onlooker.offered()]}, onlooker)
 
 
 @door
 async def show(request: HttpRequest, request_id: UUID) -> Reply:
     """POST /api/show: one of these models, without what its maker or operator wrote into it."""
-    onlooker = await recognise(request.headers, request.META)
+    onlooker = await recognise(request.headers, request.META, "/api/show")
     return _json(onlooker.find(ollama.parse_show(request.body)).model.shown, onlooker)
 
 
 @door
 async def ps(request: HttpRequest, request_id: UUID) -> Reply:
     """GET /api/ps: which of these models are loaded now."""
-    onlooker = await recognise(request.headers, request.META)
+    onlooker = await recognise(request.headers, request.META, "/api/ps")
     allowed = {model.name for model in onlooker.offered()}
     return _json({"models": await catalog.loaded(allowed)}, onlooker)
 
@@ -181,7 +183,7 @@ async def root(request: HttpRequest, request_id: UUID) -> Reply:
 @door
 async def models(request: HttpRequest, request_id: UUID) -> Reply:
     """GET /v1/models: the models that this key may call."""
-    onlooker = await recognise(request.headers, request.META)
+    onlooker = await recognise(request.headers, request.META, "/v1/models")
     data = [openai.model_object(model.entry) for model in onlooker.offered()]
     return _json({"object": "list", "data": data}, onlooker, Dialect.OPENAI)
 
@@ -189,7 +191,7 @@ async def models(request: HttpRequest, request_id: UUID) -> Reply:
 @door
 async def model(request: HttpRequest, request_id: UUID, name: str) -> Reply:
     """GET /v1/models/{id}: one of them; an id with a slash may be sent percent-encoded or plain."""
-    onlooker = await recognise(request.headers, request.META)
+    onlooker = await recognise(request.headers, request.META, "/v1/models")
     entry = onlooker.find(name).model.entry
     return _json(openai.model_object(entry), onlooker, Dialect.OPENAI)
 
@@ -197,7 +199,7 @@ async def model(request: HttpRequest, request_id: UUID, name: str) -> Reply:
 @door
 async def count_tokens(request: HttpRequest, request_id: UUID) -> Reply:
     """POST /v1/messages/count_tokens: an estimate, as only the model could tell and Ollama cannot ask it."""
-    onlooker = await recognise(request.headers, request.META)
+    onlooker = await recognise(request.headers, request.META, "/v1/messages/count_tokens")
     call = anthropic.parse_count(request.body)
     estimator = estimators.of(onlooker.find(call.model).model.name)
     return _json({"input_tokens": call.input_estimate(estimator)}, onlooker, Dialect.ANTHROPIC)
@@ -206,7 +208,7 @@ async def count_tokens(request: HttpRequest, request_id: UUID) -> Reply:
 @door
 async def usage(request: HttpRequest, request_id: UUID) -> Reply:
     """GET /v1/usage: what is left of the caller's limits, in the words that hold for visitors too."""
-    onlooker = await recognise(request.headers, request.META)
+    onlooker = await recognise(request.headers, request.META, "/v1/usage")
     told = quotas.told(onlooker.caller, onlooker.standing)
     if onlooker.caller.allowance is not None:
         told["human_check"] = human_checks.offer(onlooker.standing)
@@ -216,7 +218,7 @@ async def usage(request: HttpRequest, request_id: UUID) -> Reply:
 @door
 async def key(request: HttpRequest, request_id: UUID) -> Reply:
     """GET /v1/key: what the caller's own key is, may call, and has left."""
-    onlooker = await recognise(request.headers, request.META)
+    onlooker = await recognise(request.headers, request.META, "/v1/key")
     caller = onlooker.caller
     if caller.allowance is not None:
         raise InvalidKey("visitors have no key")
@@ -233,16 +235,15 @@ async def key(request: HttpRequest, request_id: UUID) -> Reply:
         "tenant": caller.tenant,
         "team": caller.team or None,
         "member": caller.member or None,
-        "expires_at": None if expires_at_ms is None else _utc(expires_at_ms),
+        "service_account": caller.service_account or None,
+        "expires_at": None if expires_at_ms is None else in_utc(expires_at_ms),
+        "scopes": sorted(ENDPOINTS if caller.scopes is None else caller.scopes),
+        "endpoints": doors_of(caller.scopes),
+        "address_blocks": caller.address_blocks,
         "models": offered,
         "usage": quotas.told(caller, onlooker.standing),
     }
     return _json(told, onlooker, Dialect.OPENAI)
-
-
-def _utc(milliseconds: int) -> str:
-    """A moment as RFC 3339 writes it, in UTC."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat().replace("+00:00", "Z")
 
 
 @door
@@ -257,5 +258,5 @@ def _json(
     headers = {"Content-Type": CONTENT_TYPES[Framing.NONE]}
     if onlooker is None:
         return Reply(200, headers, orjson.dumps(answer))
-    headers |= limit_headers(onlooker.standing, dialect)
+    headers |= limit_headers(onlooker.standing, dialect) | expiry_headers(onlooker.caller)
     return Reply(200, headers, orjson.dumps(answer), onlooker.caller.tenant)

@@ -317,4 +317,5 @@ def close_service_account(*, account: ServiceAccount, actor: str, reason: str) -
 
 def _tell(signal: Signal, **what: Any) -> int:
     """Let those above this app do their part within the transaction; how many keys they revoked."""
-    return sum(revoked for _, revoked in signal.send(sender=None, **what))
+    told: list[tuple[Any, Any]] = signal.send(sender=None, **what)
+    return sum(revoked for _, revoked in told)

@@ -60,7 +60,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[CallStopped | Non
         async def reloaded(_: str) -> Any:
             return later
 
-        monkeypatch.setattr("keys.verification.reload", reloaded)
+        monkeypatch.setattr("keys.verification.reload_running", reloaded)
         _cache.put(later, Limits((a_budget(after, id=budget.id),), {}))
         beat_once(*reservations)
         return [reservation.stopped_by for reservation in reservations]

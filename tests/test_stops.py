@@ -20,7 +20,8 @@ from audit.models import AuditEvent, RequestEvent
 from budgets.counters import STOPS, hold_key
 from budgets.running_calls import running_calls
 from budgets.services import arm_kill_switch, set_budget, stop_calls
-from keys.services import change_key, revoke_key
+from keys.lifetimes import Grace
+from keys.services import change_key, disable_key, revoke_key, rotate_key
 from tenants.services import create_tenant, suspend_tenant
 from tests.conftest import House, eventually
 from tests.counting import redis
@@ -80,6 +81,11 @@ def kill(scope: str) -> Callable[[House], Any]:
 # What an operator does, and the code under which it is told.
 STOPS_BY_HAND: dict[str, tuple[Callable[[House], Any], str]] = {
     "revoked": (lambda house: revoke_key(key=house.ada.key, actor="olga", reason="lost"), "key_ended"),
+    "disabled": (lambda house: disable_key(key=house.ada.key, actor="olga", reason="odd"), "key_ended"),
+    "secret rotated": (
+        lambda house: rotate_key(key=house.ada.key, actor="olga", grace=Grace.NOW),
+        "key_ended",
+    ),
     "deleted": (lambda house: house.ada.key.delete(), "key_ended"),
     "expired": (
         lambda house: change_key(key=house.ada.key, actor="olga", expires_at=now() + timedelta(seconds=1)),
