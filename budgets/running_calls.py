@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, TypeVar
@@ -54,6 +54,12 @@ def found_calls(query: str) -> list[RunningCall]:
 def _mentions(call: RunningCall, query: str) -> bool:
     names = (call.tenant, call.key, call.model, call.upstream, str(call.request_id))
     return not query or any(query.lower() in name.lower() for name in names)
+
+
+def running_of_keys(key_ids: Collection[UUID]) -> int:
+    """How many calls run with these keys. Raises ``RedisError``."""
+    wanted = frozenset(key_ids)
+    return sum(call.key_id in wanted for call in running_calls())
 
 
 def running_call(request_id: UUID) -> RunningCall | None:

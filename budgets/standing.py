@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from budgets.counters import Counter, redis_in_bytes
-from budgets.limits import limit_at
+from budgets.limits import Limits, limit_at
 from budgets.models import Budget, BudgetPeriod
 from budgets.periods import Calendar, Period, in_words
 from budgets.schedules import schedules_of
+from keys.above import LimitAhead
 
 # Before that, a pace says nothing.
 SHORTEST_PACE_SECONDS = 60
@@ -122,3 +123,46 @@ def empty_at(limit: int | None, used: int, since: int, moment: int, end: int | N
         return datetime.fromtimestamp(empty, UTC)
     except (OverflowError, ValueError, OSError):
         return None
+
+
+def ahead(limits: Limits, now_ms: float, *, counted: bool = True) -> list[LimitAhead]:
+    """The limits of a caller that refuse, with what is left of them; those that refuse first in front.
+
+    Limits of runs are left out: each run has its own. If not ``counted``, Redis
+    is not asked, so nothing is known of what is used. Raises ``RedisError``.
+    """
+    hard = [limit.at(now_ms) for limit in limits.limits if limit.hard and limit.scope != "run"]
+    counters = [limit.counter(now_ms) for limit in hard]
+    used_and_held: dict[str, tuple[int, int]] = {}
+    if counted:
+        # Of the other kinds nothing is left over that could be used up.
+        keys = [counter.key for counter in counters if counter.kind == "budget"]
+        pipeline = redis_in_bytes().pipeline(transaction=False)
+        for key in keys:
+            pipeline.hmget(key, "used", "held")
+        for key, (used, held) in zip(keys, pipeline.execute(), strict=True):
+            used_and_held[key] = int(used or 0), int(held or 0)
+    found = []
+    for limit, counter in zip(hard, counters, strict=True):
+        if limit.limit is None:
+            continue
+        taken = used_and_held.get(counter.key)
+        since = counter.start or 0
+        found.append(
+            LimitAhead(
+                name=limit.name,
+                scope=limit.scope,
+                unit=limit.unit,
+                window=limit.window,
+                model=limit.model,
+                upstream=limit.upstream,
+                limit=limit.limit,
+                used=taken and taken[0],
+                held=taken and taken[1],
+                left=taken and limit.limit - sum(taken),
+                resets_at=None if counter.end is None else datetime.fromtimestamp(counter.end, UTC),
+                empty_at=taken and empty_at(limit.limit, taken[0], since, int(now_ms / 1000), counter.end),
+            )
+        )
+    never = datetime.max.replace(tzinfo=UTC)
+    return sorted(found, key=lambda one: (one.empty_at or never, one.left is None, one.share_left, one.name))

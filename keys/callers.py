@@ -110,6 +110,12 @@ def load(public_id: str) -> Caller | None:
         return _caller(secret.key, secret)
 
 
+def caller_of(key: ApiKey) -> Caller:
+    """A key, saved or not, as its newest secret would be known now."""
+    secret = None if key._state.adding else key.secrets.order_by("-created_at").first()  # noqa: SLF001
+    return _caller(key, secret)
+
+
 def policy_of(tenant_id: UUID, key_id: UUID | None) -> Policy:
     """What platform, tenant and key say about the options of a call, from PostgreSQL."""
     of_tenant = Q(tenant=tenant_id, key=None)

@@ -33,7 +33,7 @@ from tenants import snapshots
 from tenants.database import DatabaseError, read_aside
 from tenants.exceptions import Refusal
 from tenants.quick_settings import settings
-from tenants.redis import RedisError, partition_of, redis_async
+from tenants.redis import RedisError, partition_of, redis_async, redis_now
 
 logger = logging.getLogger(__name__)
 
@@ -313,6 +313,21 @@ class Catalog:
                 self._published[name] = _Published(orjson.loads(published), good_until)
         self._put_together()
 
+    def read_now(self) -> None:
+        """``reread`` and copy, blocking. Raises ``RedisError`` and Django's ``db.Error``."""
+        rows, redis = _rows(), redis_now()
+        pipeline = redis.pipeline(transaction=False)
+        for name in rows.addresses:
+            key = f"{partition_of(name)}:catalog:{name}"
+            pipeline.get(key)
+            pipeline.pttl(key)
+        answers = pipeline.execute()
+        for name, found, left_ms in zip(rows.addresses, answers[::2], answers[1::2], strict=True):
+            if found is not None and left_ms > 0:
+                good_until = time.monotonic() + left_ms / 1000
+                self._published[name] = _Published(orjson.loads(found), good_until)
+        self._take(1, rows)
+
     def _put_together(self) -> None:
         """Offer what is published, and not too old, of the upstreams that are enabled now."""
         now = time.monotonic()
@@ -408,6 +423,13 @@ def _rows() -> _Rows:
         {name: url.rstrip("/") for name, url in upstreams},
         {(tenant_id, alias): model for tenant_id, alias, model in aliases},
     )
+
+
+def published() -> Catalog:
+    """What all processes together know just now, for pages and commands; raises as ``Catalog.read_now``."""
+    known = Catalog()
+    known.read_now()
+    return known
 
 
 catalog = Catalog()
