@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 SCOPES = {
-    "tenants:read": "tenants, their teams and members",
+    "tenants:read": "tenants, their teams, members and service accounts",
     "tenants:write": "the same, to create and change them",
     "keys:read": "keys for calls, never their secrets",
-    "keys:write": "issue, change and revoke keys for calls",
+    "keys:write": "issue, change, rotate, disable and revoke keys for calls",
     "budgets:read": "budgets, how they stand, and rate limits",
     "budgets:write": "set, raise and remove budgets and rate limits",
     "prices:read": "what models cost",

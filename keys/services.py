@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.utils.timezone import now
 from django.views.decorators.debug import sensitive_variables
 
@@ -131,9 +131,10 @@ def rotate_key(*, key: ApiKey, actor: str, grace: Grace) -> tuple[ApiKey, str]:
     """Give a key a new secret, beside which the one before works for a ``grace``; return key and secret.
 
     The key stays the same, with its limits and its history. No more than two
-    secrets work at one time: where an older one still has a grace, that ends
-    now. The secret is not stored, so this is the caller's only chance to show
-    it. Raises ``ValidationError`` for a key that nobody can call with any more.
+    secrets work at one time: during a grace the older one ends now, or, if the
+    newer one was never used, that one does, for its answer may have got lost.
+    The secret is not stored, so this is the caller's only chance to show it.
+    Raises ``ValidationError`` for a key that nobody can call with any more.
     """
     key = ApiKey.objects.select_for_update().get(pk=key.pk)
     moment = now()
@@ -141,9 +142,12 @@ def rotate_key(*, key: ApiKey, actor: str, grace: Grace) -> tuple[ApiKey, str]:
         raise ValidationError("Visitors have no secret.", code="no_secret")
     if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= moment):
         raise ValidationError("The key is revoked or has expired. Issue a new one.", code="key_ended")
-    ended = _retire_older(key, moment)
-    before = list(key.secrets.filter(retires_at=None))
-    key.secrets.filter(retires_at=None).update(
+    older = list(_older(key, moment))
+    newest = list(key.secrets.filter(retires_at=None, retires_on_use=False).select_related("use"))
+    unseen = bool(older) and not any(hasattr(secret, "use") for secret in newest)
+    stay, go = (older, newest) if unseen else (newest, older)
+    _retire(key, go, moment)
+    key.secrets.filter(pk__in=[secret.pk for secret in stay]).update(
         retires_at=grace.ends_at(moment), retires_on_use=grace is Grace.FIRST_USE
     )
     public_id, secret = _add_secret(key)
@@ -155,22 +159,24 @@ def rotate_key(*, key: ApiKey, actor: str, grace: Grace) -> tuple[ApiKey, str]:
         label=key.label,
         grace=str(grace),
         public_id=public_id,
-        before=[one.public_id for one in before],
+        before=[one.public_id for one in stay],
         retires_at=grace.ends_at(moment),
-        ended=ended,
+        ended=[one.public_id for one in go],
     )
     transaction.on_commit(generations.project_quietly)
     return key, secret
 
 
 @transaction.atomic
-def end_grace(*, key: ApiKey, actor: str) -> bool:
+def end_grace(*, key: ApiKey, actor: str, reason: str = "grace ended") -> bool:
     """Let only the newest secret of a key work, from now on; return False if that was so already."""
     key = ApiKey.objects.select_for_update().get(pk=key.pk)
-    ended = _retire_older(key, now())
-    if ended:
-        _secrets_retired(key, actor, ended, "end of grace")
-    return bool(ended)
+    moment = now()
+    older = list(_older(key, moment))
+    _retire(key, older, moment)
+    if older:
+        _secrets_retired(key, actor, [secret.pk for secret in older], reason)
+    return bool(older)
 
 
 @transaction.atomic
@@ -190,12 +196,14 @@ def retire_succeeded(*, public_id: str) -> bool:
     return bool(retired)
 
 
-def _retire_older(key: ApiKey, moment: datetime) -> list[str]:
-    """Let all but the newest secret of a locked key end at ``moment``; the ids of those that worked."""
-    older = key.secrets.filter(Q(retires_at__gt=moment) | Q(retires_at=None, retires_on_use=True))
-    ended = sorted(older.values_list("pk", flat=True))
-    older.update(retires_at=moment, retires_on_use=False)
-    return ended
+def _older(key: ApiKey, moment: datetime) -> QuerySet[KeySecret]:
+    """The secrets of a key that work at ``moment`` beside its newest."""
+    return key.secrets.filter(Q(retires_at__gt=moment) | Q(retires_at=None, retires_on_use=True))
+
+
+def _retire(key: ApiKey, those: list[KeySecret], moment: datetime) -> None:
+    """Let secrets of a locked key end at ``moment``, and calls that they began with them."""
+    key.secrets.filter(pk__in=[secret.pk for secret in those]).update(retires_at=moment, retires_on_use=False)
 
 
 def _secrets_retired(key: ApiKey, actor: str, public_ids: list[str], why: str) -> None:

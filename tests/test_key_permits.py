@@ -268,14 +268,26 @@ def test_without_a_grace_the_old_secret_is_refused_at_once(house: House):
     assert with_secret(house, caller, new).status_code == 200
 
 
-def test_a_second_rotation_ends_the_first_grace_so_that_two_secrets_work_at_most(house: House):
+@pytest.mark.parametrize(
+    ("used", "expected"),
+    [
+        pytest.param(True, [401, 200, 200], id="the second one was used, so the first one goes"),
+        pytest.param(False, [200, 401, 200], id="nobody has seen the second one"),
+    ],
+)
+def test_during_a_grace_a_rotation_leaves_two_secrets_that_work(
+    house: House, used: bool, expected: list[int]
+):
     caller = house.caller()
 
     _, second = rotate_key(key=caller.key, actor="olga", grace=Grace.WEEK)
+    if used:
+        assert with_secret(house, caller, second).status_code == 200
+        eventually(lambda: SecretUse.objects.filter(secret=second[3:15]).exists())
     _, third = rotate_key(key=caller.key, actor="olga", grace=Grace.WEEK)
     statuses = [with_secret(house, caller, secret).status_code for secret in (caller.secret, second, third)]
 
-    assert statuses == [401, 200, 200]
+    assert statuses == expected
 
 
 @pytest.mark.parametrize("knocks", ["/api/chat", "/v1/models"])

@@ -24,16 +24,16 @@ from budgets.services import (
     set_rate_limit,
 )
 from keys import secrets
-from keys.models import ApiKey
+from keys.models import ApiKey, KeySecret
 from keys.scopes import SCOPES
 from keys.services import issue_key, revoke_management_key
 from proxy.models import ModelAlias, Upstream
 from proxy.services import save_alias, save_upstream
 from tenants.api.managed import Managed
 from tenants.api.paging import MOST
-from tenants.models import KeptAnswer, Member, Team, Tenant, User
+from tenants.models import KeptAnswer, Member, ServiceAccount, Team, Tenant, User
 from tenants.redis import RedisError
-from tenants.services import add_member, create_team, create_tenant, create_user
+from tenants.services import add_member, create_service_account, create_team, create_tenant, create_user
 from tests.managing import OF_PEOPLE, Endpoint, all_endpoints, endpoints, manager
 from tests.test_stops_by_operators import NOWHERE, signed_in
 
@@ -62,6 +62,7 @@ def create_all(slug: str) -> dict[str, Any]:
         "teams": team,
         "members": add_member(tenant=tenant, user=user, actor="test"),
         "keys": key,
+        "service-accounts": create_service_account(tenant=tenant, name="build", actor="test"),
         "budgets": budget,
         "raise": raise_budget(
             budget=budget, by=1, ends_at=now() + timedelta(hours=1), reason="test", actor="test"
@@ -111,7 +112,19 @@ WORDS = {
 
 def everything(rows: dict[str, Any]) -> tuple[Any, ...]:
     """All that can be changed of these rows, as it is now."""
-    kinds = (Tenant, Team, Member, ApiKey, Budget, RateLimit, Price, ModelAlias, KillSwitch)
+    kinds = (
+        Tenant,
+        Team,
+        Member,
+        ServiceAccount,
+        ApiKey,
+        KeySecret,
+        Budget,
+        RateLimit,
+        Price,
+        ModelAlias,
+        KillSwitch,
+    )
     return (
         *(list(kind._default_manager.order_by("pk").values()) for kind in kinds),
         AuditEvent.objects.count(),
@@ -155,6 +168,7 @@ def test_a_key_of_one_tenant_lists_that_tenant_alone(acme, globex, endpoint):
 BODIES: dict[str, dict[str, Any]] = {
     "POST teams/": {"name": "Another"},
     "POST keys/": {"label": "another"},
+    "POST service-accounts/": {"name": "another"},
     # Without a limit, which is not the same as one that is left out.
     "POST budgets/": {"scope": "tenant", "unit": "requests", "period": "day", "limit": None},
     "POST rate-limits/": {"scope": "tenant", "measure": "tokens_per_minute", "limit": 1},
@@ -399,7 +413,33 @@ def test_what_is_there_is_changed_and_ended(acme):
     assert one.ask("PATCH", path("members"), {"role": "finance"}).json()["role"] == "finance"
     assert one.ask("PATCH", path("keys"), {"label": "daily"}).json()["label"] == "daily"
     assert one.ask("PATCH", path("aliases"), {"model": "big:1b"}).json()["model"] == "big:1b"
+    disabled = one.post(f"{path('keys')}disable/", reason="odd calls").json()
+    assert (disabled["changed_now"], disabled["disabled_reason"], disabled["running_calls"]) == (
+        True,
+        "odd calls",
+        0,
+    )
+    assert one.post(f"{path('keys')}disable/", reason="odd calls").json()["changed_now"] is False
+    assert one.post(f"{path('keys')}enable/", reason="explained").json()["disabled_at"] is None
+    limited = {"scopes": ["chat"], "address_blocks": ["192.0.2.7", "2001:DB8::/32"]}
+    assert one.ask("PATCH", path("keys"), limited).json()["address_blocks"] == [
+        "192.0.2.7/32",
+        "2001:db8::/32",
+    ]
+    rotated = one.post(f"{path('keys')}rotate/", grace="24h").json()
+    assert rotated["public_ids"][0] == rotated["secret"][3:15]
+    assert rotated["secrets"][1]["retires_at"] is not None
+    assert one.post(f"{path('keys')}end-grace/", reason="done").json()["ended_now"] is True
+    assert one.post(f"{path('keys')}end-grace/", reason="done").json()["ended_now"] is False
+    foretold = one.get(f"{path('keys')}preview/").json()
+    assert (foretold["scopes"], foretold["refused"]) == (["chat"], ["kill_switch_tenant", "no_models"])
+    assert [(limit["name"], limit["left"]) for limit in foretold["limits"]] == [
+        ("tenant-tokens-day", 10),
+        ("tenant-requests-minute", None),
+    ]
     assert one.post(f"{path('keys')}revoke/", reason="lost").json()["revoked_now"] is True
+    closed = one.post(f"{path('service-accounts')}close/", reason="over").json()
+    assert (closed["closed_now"], closed["revoked_keys"]) == (True, 0)
     standing = one.get(f"{path('budgets')}standing/").json()
     assert (standing["limit"], standing["used"], standing["left"]) == (10, 0, 10)
     raises = f"{path('budgets')}raises/"
@@ -409,6 +449,23 @@ def test_what_is_there_is_changed_and_ended(acme):
     for name in ("aliases", "prices", "rate-limits", "budgets", "members", "teams"):
         assert one.ask("DELETE", path(name)).status_code == 204, name
         assert one.get(path(name)).status_code == 404, name
+
+
+def test_a_key_lives_no_longer_than_its_tenant_allows(acme):
+    one = manager()
+    tenant = acme["tenants"]
+    one.ask("PATCH", f"tenants/{tenant.pk}/", {"max_key_days": 30})
+    ends = (now() + timedelta(days=31)).isoformat()
+
+    forever = one.post("keys/", tenant="acme", label="for ever")
+    long = one.post("keys/", tenant="acme", label="long", expires_at=ends)
+    short = one.post("keys/", tenant="acme", label="short", expires_at=(now() + timedelta(29)).isoformat())
+    longer = one.ask("PATCH", f"keys/{short.json()['id']}/", {"expires_at": ends})
+
+    assert [answer.status_code for answer in (forever, long, short, longer)] == [400, 400, 201, 400]
+    assert "30 days at most" in longer.json()["errors"]["expires_at"][0]
+    # What was issued before keeps its end.
+    assert one.ask("PATCH", f"keys/{acme['keys'].pk}/", {"label": "as ever"}).status_code == 200
 
 
 def test_what_something_belongs_to_is_not_deleted(acme):

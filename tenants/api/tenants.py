@@ -31,7 +31,7 @@ class TenantSerializer(WithForce, serializers.ModelSerializer):
         model = Tenant
         fields = [
             "id", "slug", "name", "state", "time_zone", "week_start", "allow_all_models", "models",
-            "needs_second_factor", "created_at", "in_force",
+            "needs_second_factor", "max_key_days", "created_at", "in_force",
         ]  # fmt: skip
 
     def subject(self, row: Tenant) -> UUID:
@@ -58,6 +58,13 @@ class TenantSettingsSerializer(serializers.Serializer):
         child=serializers.CharField(max_length=350), required=False, allow_null=True, max_length=1000
     )
     needs_second_factor = serializers.BooleanField(required=False)
+    max_key_days = serializers.IntegerField(
+        min_value=1,
+        max_value=32767,
+        required=False,
+        allow_null=True,
+        help_text="For how many days a secret of its keys works at most. Null: for ever.",
+    )
 
 
 class NewTenantSerializer(TenantSettingsSerializer):
