@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-from django.http import HttpRequest
+from django.http import Http404, HttpRequest
 from django.template.loader import render_to_string
 
+from budgets.meters import Metered, metered_key, metered_person, meters
 from budgets.running_calls import found_calls
-from tenants.live import OperatorView, Parts, live
+from tenants.access import Access
+from tenants.live import OperatorView, Parts, TenantView, live
 
 SHOWN_CALLS = 500
 
@@ -34,6 +36,34 @@ class RunningCallsLive(OperatorView):
         return {"calls": render_to_string("admin/budgets/runningcall/_calls.html", context)}
 
 
+class KeyMeter(TenantView):
+    """What is left of the budgets of a key, and of all above it."""
+
+    def subject_of(self, access: Access, **parts: Any) -> Hashable:
+        return _found(metered_key(access, parts["key_id"])), access.tenant.time_zone
+
+    def parts_of(self, subject: tuple[Metered, str]) -> Parts:
+        metered, zone = subject
+        # What the page of a request would have there.
+        context = {"meters": meters(metered), "request": {"access": {"tenant": {"time_zone": zone}}}}
+        return {"meters": render_to_string("portal/_meters.html", context)}
+
+
+class TenantMeter(KeyMeter):
+    """What is left of the budgets of a tenant, and of the person's own place in it."""
+
+    def subject_of(self, access: Access, **parts: Any) -> Hashable:
+        return _found(metered_person(access)), access.tenant.time_zone
+
+
+def _found(metered: Metered | None) -> Metered:
+    if metered is None:
+        raise Http404
+    return metered
+
+
 urlpatterns = [
+    live("portal/<slug:slug>/", TenantMeter()),
+    live("portal/<slug:slug>/keys/<uuid:key_id>/", KeyMeter()),
     live("admin/running-calls/", RunningCallsLive()),
 ]

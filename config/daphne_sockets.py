@@ -20,6 +20,7 @@ LONGEST_MESSAGE_BYTES = 1024
 PING_SECONDS = 20
 PONG_SECONDS = 10
 REASON_BYTES = 123
+TEXT = 1
 
 
 class WebSocket(WebSocketProtocol):  # type: ignore[misc]  # the server's packages have no types
@@ -42,10 +43,13 @@ class WebSocket(WebSocketProtocol):  # type: ignore[misc]  # the server's packag
             super().onClose(wasClean, code, reason)
 
     def handle_reply(self, message: dict[str, Any]) -> None:
-        if message["type"] == "websocket.close" and self.state == self.STATE_OPEN:
-            self.end(message.get("code") or 1000, message.get("reason") or "")
-        else:
+        if self.state == self.STATE_CONNECTING:
             super().handle_reply(message)
+        elif self.state == self.STATE_OPEN and message["type"] == "websocket.send":
+            # Autobahn's own way would hold our messages to the size of those that clients may send.
+            self.sendFrame(opcode=TEXT, payload=message["text"].encode())
+        elif self.state == self.STATE_OPEN:
+            self.end(message["code"], message["reason"])
 
     def serverAccept(self, subprotocol: str | None = None) -> None:  # noqa: N802
         super().serverAccept(subprotocol)

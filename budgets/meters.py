@@ -1,0 +1,138 @@
+"""How far budgets are used, as the live meters of the portal show it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from django.db.models import Q
+from django.utils.functional import Promise
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from budgets.models import Budget, Scope, Unit
+from budgets.money import usd_total
+from budgets.standing import Standing, standings
+from keys.models import ApiKey
+from tenants.access import Access, Reach
+
+UNITS: dict[str, Promise] = {
+    Unit.REQUESTS: gettext_lazy("requests"),
+    Unit.TOKENS: gettext_lazy("tokens"),
+    Unit.OUTPUT_TOKENS: gettext_lazy("output tokens"),
+    Unit.MICRO_USD: gettext_lazy("cost"),
+    Unit.GPU_MS: gettext_lazy("GPU time"),
+}
+PERIODS: dict[str, Promise] = {
+    "hour": gettext_lazy("this hour"),
+    "day": gettext_lazy("today"),
+    "week": gettext_lazy("this week"),
+    "month": gettext_lazy("this month"),
+    "year": gettext_lazy("this year"),
+    "lifetime": gettext_lazy("for good"),
+}
+# The nearest first.
+SCOPES = [Scope.KEY, Scope.MEMBER, Scope.TEAM, Scope.TENANT]
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """One budget in its present period; amounts in words, to the last digit.
+
+    ``percent`` is how much is used or held, rounded down, 100 at most; None
+    without a limit. ``ends_at`` None: it is never whole again.
+    """
+
+    whose: str
+    what: str
+    used: str
+    held: str
+    left: str
+    limit: str
+    percent: int | None
+    ends_at: datetime | None
+    shadow: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """Whose budgets a meter shows: a tenant's, and of it a team's, a member's and a key's."""
+
+    tenant_id: UUID
+    team_id: UUID | None = None
+    member_id: UUID | None = None
+    key_id: UUID | None = None
+
+
+def metered_key(access: Access, key_id: UUID) -> Metered | None:
+    """What the meter of a key shows a person; None: it is no key whose usage they may read."""
+    keys = ApiKey.objects.filter(tenant=access.tenant, pk=key_id)
+    if access.usage != Reach.WHOLE_TENANT:
+        keys = keys.filter(member=access.member) if access.member else keys.none()
+    key = keys.select_related("member").first()
+    if key is None:
+        return None
+    return Metered(key.tenant_id, key.member and key.member.team_id, key.member_id, key.pk)
+
+
+def metered_person(access: Access) -> Metered | None:
+    """What the meter of a tenant shows a person: its budgets and their own; None: nothing."""
+    if access.usage == Reach.NOTHING:
+        return None
+    member = access.member
+    return Metered(access.tenant.pk, member and member.team_id, member and member.pk)
+
+
+def meters(metered: Metered) -> list[Meter]:
+    """How these budgets stand, the nearest first. Raises ``RedisError``."""
+    ours = Q(scope=Scope.TENANT)
+    if metered.team_id is not None:
+        ours |= Q(scope=Scope.TEAM, team=metered.team_id)
+    if metered.member_id is not None:
+        ours |= Q(scope=Scope.MEMBER, member=metered.member_id)
+    if metered.key_id is not None:
+        ours |= Q(scope=Scope.KEY, key=metered.key_id)
+    rows = Budget.objects.filter(ours, tenant=metered.tenant_id)
+    rows = rows.select_related("tenant", "team", "member__user", "key").prefetch_related("raises")
+    nearest_first = sorted(rows, key=lambda row: (SCOPES.index(Scope(row.scope)), row.unit, str(row)))
+    return [_meter(one) for one in standings(nearest_first)]
+
+
+def _meter(one: Standing) -> Meter:
+    row, limit = one.budget, one.limit
+    taken = one.used + one.held
+    percent = None
+    if limit is not None:
+        percent = min(100, taken * 100 // limit) if limit else 100
+    return Meter(
+        whose=_whose(row),
+        what=f"{UNITS[row.unit]}, {PERIODS.get(row.period) or _('in %(length)s') % {'length': one.length}}",
+        used=_amount(one.used, row.unit),
+        held=_amount(one.held, row.unit),
+        left="" if one.left is None else _amount(max(0, one.left), row.unit),
+        limit="" if limit is None else _amount(limit, row.unit),
+        percent=percent,
+        ends_at=one.ends_at,
+        shadow=row.shadow,
+    )
+
+
+def _whose(row: Budget) -> str:
+    match Scope(row.scope):
+        case Scope.KEY:
+            return _("This key")
+        case Scope.MEMBER:
+            return _("%(name)s, all keys") % {"name": row.member and row.member.user}
+        case Scope.TEAM:
+            return _("Team %(name)s") % {"name": row.team}
+        case _:
+            return _("The whole tenant")
+
+
+def _amount(number: int, unit: str) -> str:
+    if unit == Unit.MICRO_USD:
+        return usd_total(number)
+    if unit == Unit.GPU_MS:
+        return f"{number / 1000:,.3f} s"
+    return f"{number:,}"
