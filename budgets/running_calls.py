@@ -10,11 +10,11 @@ from uuid import UUID
 
 import orjson
 
-from budgets.counters import HOLDS, STOP, STOPS, hold_key, redis_in_bytes, run_now
+from budgets.counters import HOLDS, STOP, STOPS, Counter, hold_key, redis_in_bytes, run_now
 from budgets.models import RunningCall
 
 BATCH = 200
-FIELDS = ("state", "call", "admitted", "output", "cap", "phase")
+FIELDS = ("state", "call", "admitted", "output", "cap", "phase", "amounts")
 
 One = TypeVar("One")
 
@@ -52,7 +52,7 @@ def found_calls(query: str) -> list[RunningCall]:
 
 
 def _mentions(call: RunningCall, query: str) -> bool:
-    names = (call.tenant, call.key, call.model, call.upstream, str(call.request_id))
+    names = (call.tenant, call.key, call.model, call.upstream, call.client, str(call.request_id))
     return not query or any(query.lower() in name.lower() for name in names)
 
 
@@ -71,7 +71,7 @@ def running_call(request_id: UUID) -> RunningCall | None:
 
 def _call_in(hold: list[Any], reason: bytes | None) -> RunningCall | None:
     """A call by its hold; None when it has ended meanwhile."""
-    state, facts, admitted, output, cap, phase = hold
+    state, facts, admitted, output, cap, phase, amounts = hold
     if state != b"held":
         return None
     call = orjson.loads(facts)
@@ -85,7 +85,18 @@ def _call_in(hold: list[Any], reason: bytes | None) -> RunningCall | None:
         output_cap=int(cap),
         started=phase == b"started",
         stopping=reason is not None,
+        # A call that an earlier release admitted has not told.
+        client=call.get("client", ""),
+        held_tokens=call["input_bound"] + int(cap),
+        held_micro_usd=_held_money(call["counters"], amounts),
     )
+
+
+def _held_money(counters: list[list[Any]], amounts: bytes) -> int | None:
+    """What is held on the budgets in money; each of them holds the same."""
+    units = (Counter(*counter).unit for counter in counters)
+    held = (int(amount) for unit, amount in zip(units, amounts.split(), strict=True) if unit == "micro_usd")
+    return next(held, None)
 
 
 def ask_to_end(request_ids: Iterable[UUID], message: str) -> list[UUID]:

@@ -20,6 +20,7 @@ from budgets.reservations import Demand, Reservation, Standing, look, refuse_kil
 from keys import verification
 from keys.verification import Caller
 from proxy import human_checks
+from proxy.addresses import Address, client_of
 from proxy.calls import Call, Route
 from proxy.catalog import Installed, Target, catalog
 from proxy.clamping import under
@@ -87,7 +88,9 @@ async def admit(
                 target = catalog.resolve(caller, model, closed_upstreams(switches))
                 allowed = under(caller.policy, call)
                 guest = guest or guest_of(caller, headers, meta)
-                reservation = await reserve(caller, _demand(request_id, allowed, target, run, guest))
+                reservation = await reserve(
+                    caller, _demand(request_id, allowed, target, run, guest or client_of(headers, meta))
+                )
                 note_use(caller, target.model.name, headers, meta)
                 return Admission(allowed, target, reservation, guest.cookie if guest else "")
             except HumanCheckRequired as demand:
@@ -196,7 +199,7 @@ def run_of(headers: Mapping[str, str]) -> str:
     return run
 
 
-def _demand(request_id: UUID, call: Call, target: Target, run: str, guest: Guest | None) -> Demand:
+def _demand(request_id: UUID, call: Call, target: Target, run: str, by: Guest | Address) -> Demand:
     """The most that a call may need: every byte of a prompt counts as a token.
 
     Of a prompt beyond the model's context, or the smaller one that it is told,
@@ -219,7 +222,9 @@ def _demand(request_id: UUID, call: Call, target: Target, run: str, guest: Guest
         output_tokens=min(wish, settings.MAX_OUTPUT_TOKENS) if generates else 0,
         least_output=1 if generates else 0,
         run=run,
-        visitor=guest.visitor if guest else None,
+        visitor=by.visitor if isinstance(by, Guest) else None,
+        # Of visitors nothing is kept that says where they came from.
+        client="" if isinstance(by, Guest) else str(by),
     )
 
 

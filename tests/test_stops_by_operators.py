@@ -303,14 +303,25 @@ def test_the_page_of_running_calls_stops_those_that_are_selected(olga, running):
     assert (event.actor, event.reason) == ("olga", "loop")
 
 
+def test_before_a_call_is_stopped_its_page_shows_what_that_does(olga, running):
+    page = olga.get(reverse(RUNNING)).content.decode()
+
+    asked = olga.post(reverse(RUNNING), {"one": running[0]}).content.decode()
+
+    assert "127.0.0.1" in page
+    assert (running[0] in asked, running[1] in asked) == (True, False)
+    assert "Stop 1 call<" in asked
+    assert being_stopped() == set()
+
+
 def test_the_page_of_running_calls_stops_all_that_were_found(olga, running):
     nobody = olga.post(reverse(RUNNING) + "?q=globex", {"which": "all", "reason": "loop"})
     silent = olga.post(reverse(RUNNING), {"which": "all", "reason": " "})
     before = being_stopped()
     everybody = olga.post(reverse(RUNNING) + "?q=ACME", {"which": "all", "reason": "loop"})
 
-    assert "Stopping 0 calls." in messages_of(nobody)
-    assert "give a reason" in messages_of(silent)
+    assert "None of these calls runs any more." in messages_of(nobody)
+    assert "All calls of everybody" in silent.content.decode()
     assert before == set()
     assert "Stopping 3 calls." in messages_of(everybody)
     assert being_stopped() == set(running)

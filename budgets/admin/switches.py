@@ -133,7 +133,7 @@ class RunningCallAdmin(ReadOnlyAdmin):
         try:
             calls = found_calls(query)
             if request.method == "POST":
-                return self._stop(request, calls)
+                return self._stop(request, calls, query)
         except RedisError:
             unknown = True
         context = {
@@ -154,13 +154,17 @@ class RunningCallAdmin(ReadOnlyAdmin):
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> None:
         """There is no page of one call, and no table to look one up in."""
 
-    def _stop(self, request: HttpRequest, calls: list[RunningCall]) -> HttpResponse:
+    def _stop(self, request: HttpRequest, found: list[RunningCall], query: str) -> HttpResponse:
+        """Show what would be stopped and ask why; with a reason, stop it."""
         if not self.has_stop_permission(request):
             raise PermissionDenied
-        reason, selected = request.POST.get("reason", "").strip(), set(request.POST.getlist("call"))
-        if request.POST.get("which") != "all":
-            calls = [call for call in calls if str(call.request_id) in selected]
-        if reason:
+        calls, which = found, request.POST.get("which", "")
+        if which != "all":
+            selected = {request.POST["one"]} if "one" in request.POST else set(request.POST.getlist("call"))
+            calls = [call for call in found if str(call.request_id) in selected]
+        if not calls:
+            self.message_user(request, "None of these calls runs any more.", messages.WARNING)
+        elif reason := request.POST.get("reason", "").strip():
             stopped = services.stop_calls(
                 calls=calls,
                 actor=str(request.user),
@@ -169,5 +173,14 @@ class RunningCallAdmin(ReadOnlyAdmin):
             )
             self.message_user(request, f"Stopping {len(stopped)} calls.", messages.SUCCESS)
         else:
-            self.message_user(request, "Nothing was stopped: give a reason.", messages.ERROR)
+            context = {
+                **self.admin_site.each_context(request),
+                "title": "Stop running calls",
+                "opts": self.opts,
+                "calls": calls,
+                "delivered": sum(call.output_tokens for call in calls),
+                "which": which,
+                "q": query,
+            }
+            return TemplateResponse(request, "admin/budgets/runningcall/stop.html", context)
         return HttpResponseRedirect(request.get_full_path())

@@ -32,7 +32,8 @@ class RunningCallSerializer(serializers.ModelSerializer):
         model = RunningCall
         fields = [
             "request_id", "tenant_id", "tenant", "key_id", "key", "member", "model", "upstream", "route",
-            "stream", "admitted_at", "output_tokens", "output_cap", "started", "stopping",
+            "stream", "admitted_at", "output_tokens", "output_cap", "started", "stopping", "client",
+            "held_tokens", "held_micro_usd",
         ]  # fmt: skip
 
 

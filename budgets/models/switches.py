@@ -9,6 +9,7 @@ from django.db.models import F, Q
 from django.utils.timezone import now
 
 from budgets.models.scopes import CANONICAL, WRITE_IT_SO, Scope
+from budgets.money import usd_total
 
 
 def in_seven_days() -> datetime:
@@ -127,7 +128,10 @@ class RunningCall(models.Model):
 
     ``output_tokens`` were delivered by then, of ``output_cap`` at most.
     ``started`` says that its upstream has been called, ``stopping`` that an
-    operator has asked it to end. Names are those at its admission.
+    operator has asked it to end. Names are those at its admission. ``client`` is
+    the address it came from, empty for visitors. ``held_tokens``, input and
+    output, are the most it may use; ``held_micro_usd`` what is held for it of
+    budgets in money, None where there is none.
     """
 
     request_id = models.UUIDField(primary_key=True)
@@ -145,6 +149,9 @@ class RunningCall(models.Model):
     output_cap = models.BigIntegerField()
     started = models.BooleanField()
     stopping = models.BooleanField()
+    client = models.TextField(blank=True)
+    held_tokens = models.BigIntegerField()
+    held_micro_usd = models.BigIntegerField(null=True)
 
     class Meta:
         managed = False
@@ -152,3 +159,8 @@ class RunningCall(models.Model):
 
     def __str__(self) -> str:
         return str(self.request_id)
+
+    @property
+    def held_usd(self) -> str:
+        """What is held of budgets in money, as people read it."""
+        return "" if self.held_micro_usd is None else usd_total(self.held_micro_usd)

@@ -33,7 +33,7 @@ class Demand:
     and the model can at most, 0 for embeddings; ``least_output`` the output
     with which an answer is still of use, 0 for embeddings. ``model`` is the
     canonical name, ``run`` what the client calls the run that the call is part of.
-    ``visitor`` is who calls without a key.
+    ``visitor`` is who calls without a key; of others ``client`` is the address.
     """
 
     request_id: UUID
@@ -48,6 +48,7 @@ class Demand:
     least_output: int
     run: str = ""
     visitor: Visitor | None = None
+    client: str = ""
 
 
 @dataclass(slots=True)
@@ -165,6 +166,7 @@ def facts_of(
             "dialect": demand.dialect,
             "stream": demand.stream,
             "run": demand.run,
+            "client": demand.client,
             "input_bound": demand.input_tokens,
             "price": None if price is None else price.as_list(),
             "counters": counting.as_json,

@@ -31,6 +31,7 @@ class Command(BaseCommand):
             self.stdout.write(
                 f"{call.request_id}  {call.tenant}  {call.key}  {call.model}  {call.upstream}"
                 f"  since {call.admitted_at:%H:%M:%S} UTC  {call.output_tokens} of {call.output_cap} tokens"
+                f"{f'  from {call.client}' if call.client else ''}"
                 f"{'  stopping' if call.stopping else ''}"
             )
         if not calls:

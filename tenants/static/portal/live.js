@@ -131,6 +131,7 @@ class Live {
       const part = this.root.querySelector(`[data-live-part="${CSS.escape(name)}"]`);
       if (part) replace(part, html);
     }
+    tellAges(this.root);
   }
 
   // Said once, so that a screen reader hears of changes only.
@@ -177,4 +178,13 @@ function nameOf(element) {
   return [element.tagName, element.id, element.name, element.value, element.getAttribute("href")].join(" ");
 }
 
+// How long ago the moments with data-age were, which the server leaves to us: it would change every second.
+function tellAges(root) {
+  for (const time of root.querySelectorAll("time[data-age]")) {
+    const seconds = Math.max(0, Math.round((Date.now() - new Date(time.dateTime)) / 1000));
+    time.textContent = seconds < 120 ? `${seconds} s` : `${Math.floor(seconds / 60)} min`;
+  }
+}
+
 for (const root of document.querySelectorAll("[data-live]")) new Live(root);
+setInterval(() => document.hidden || tellAges(document), 1000);
