@@ -9,7 +9,7 @@ from allauth.mfa.models import Authenticator
 from playwright.sync_api import Page
 
 from tenants.models import Tenant, User
-from tests.browser import PASSWORD, Browser, check_page, enter, shoot, sign_in, totp_code, with_password
+from tests.browser import PASSWORD, Browser, check_page, shoot, sign_in, totp_code, with_password
 from tests.browser_thread import expect
 from tests.conftest import House
 from tests.people import a_person
@@ -77,6 +77,16 @@ def test_who_needs_a_second_factor_sets_an_app_up_and_signs_in_with_it(page, hou
     expect(page).to_have_url(HOME)
 
 
+def test_the_code_for_an_app_can_be_scanned_in_the_dark(page, owner):
+    give_password(page, owner)
+    page.emulate_media(color_scheme="dark")
+
+    page.goto("/account/2fa/totp/activate/")
+
+    # It is drawn in black.
+    expect(page.get_by_role("main").get_by_role("img")).to_have_css("background-color", "rgb(255, 255, 255)")
+
+
 def test_a_recovery_code_opens_once(page, house, owner):
     Tenant.objects.update(needs_second_factor=True)
     give_password(page, owner)
@@ -141,7 +151,7 @@ def test_a_person_ends_all_other_sessions(browser, house, page, owner):
 
 @pytest.mark.parametrize("factor", [False, True], ids=["without a second factor", "with one"])
 def test_nothing_on_the_pages_of_an_account_keeps_anybody_out(page, owner, factor):
-    (sign_in if factor else enter)(page, owner)
+    (sign_in if factor else give_password)(page, owner)
 
     for address in ACCOUNT_PAGES:
         page.goto(address)
