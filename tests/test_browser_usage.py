@@ -1,0 +1,235 @@
+"""What was used, read in a browser: on pages, in files and statements; by keyboard and without scripts."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from datetime import date, timedelta
+from io import StringIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from django.core.management import call_command
+from django.urls import resolve
+from playwright.sync_api import Download, Locator, Page
+
+from budgets.exports.jobs import make_exports
+from budgets.models import Statement
+from budgets.month_closing import close_month
+from tenants.models import User
+from tests.accounts import ago, on, today, used
+from tests.browser import Browser, check_page, enter, shoot, sign_in
+from tests.browser_thread import expect
+from tests.conftest import House
+from tests.people import a_person
+
+FIGURES = ["requests", "cost_micro_usd", "input_tokens", "output_tokens", "cached_tokens", "gpu_ms"]
+COLUMNS = ["Requests", "Cost, USD", "Input tokens", "Output tokens", "Cached input", "GPU time, ms"]
+
+
+@pytest.fixture
+def owner(house: House) -> User:
+    person = a_person("owner", house.acme)
+    assert isinstance(person, User)
+    return person
+
+
+@pytest.fixture
+def signed_in(page: Page, owner: User) -> Page:
+    enter(page, owner)
+    return page
+
+
+def this_month(house: House) -> tuple[date, date]:
+    first = today(house.acme).replace(day=1)
+    return first, (first + timedelta(days=31)).replace(day=1)
+
+
+def figures_of(row: Locator, heads: list[str]) -> dict[str, int]:
+    """The figures of a row of the page, money in millionths."""
+    cells = dict(zip(heads, row.get_by_role("cell").all_inner_texts(), strict=True))
+    money = int(cells["Cost, USD"].replace(".", "").replace(",", ""))
+    shown = {name: cells[head].replace(",", "") for name, head in zip(FIGURES, COLUMNS, strict=True)}
+    return {name: int(value) for name, value in {**shown, "cost_micro_usd": money}.items()}
+
+
+def on_the_page(page: Page) -> dict[str, dict[str, int]]:
+    """The figures of the table by the first cell of each row."""
+    table = page.get_by_role("region", name="Usage")
+    heads = [head.rstrip(" ↓↑") for head in table.get_by_role("columnheader").all_inner_texts()][1:]
+    rows = table.get_by_role("row").all()[1:]
+    return {row.get_by_role("rowheader").inner_text(): figures_of(row, heads) for row in rows}
+
+
+def by_command(house: House) -> dict[str, dict[str, int]]:
+    """The same, as ``show_usage`` tells it."""
+    first, before = this_month(house)
+    told = StringIO()
+    call_command(
+        "show_usage", "--tenant=acme", "--by=model", f"--from={first}", f"--before={before}", "--json",
+        stdout=told,
+    )  # fmt: skip
+    found: dict[str, Any] = json.loads(told.getvalue())
+    rows = {row["model"]: row for row in found["rows"]} | {"Total": found["total"]}
+    return {name: {figure: row[figure] for figure in FIGURES} for name, row in rows.items()}
+
+
+def fetched(page: Page, button: Locator) -> Download:
+    with page.expect_download() as waiting:
+        button.click()
+    return waiting.value
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(StringIO(file.read_text())))
+
+
+def look_at_this_month(page: Page, house: House, rows: str) -> None:
+    """Fill in what to export of the present month, and look at it first."""
+    first, before = this_month(house)
+    page.goto("/portal/acme/exports/")
+    page.get_by_label("From").fill(first.isoformat())
+    page.get_by_label("Before").fill(before.isoformat())
+    page.get_by_label("Rows").select_option(rows)
+    page.get_by_role("button", name="Look first").click()
+
+
+def test_the_page_the_file_and_the_command_tell_the_same_figures(house, signed_in):
+    page = signed_in
+    for _ in range(3):
+        assert house.ada.chat(options={"num_predict": 5}).status_code == 200
+    assert house.ada.chat(model="tiny:1b", stream=False).status_code == 200
+    house.booked(4)
+
+    page.goto("/portal/acme/usage/?by=model")
+    shown = on_the_page(page)
+    look_at_this_month(page, house, rows="model")
+    file = fetched(page, page.get_by_role("button", name="Download now"))
+
+    exported = {row["model"]: {name: int(row[name]) for name in FIGURES} for row in rows_of(file.path())}
+    assert shown["Total"]["requests"] == 4
+    assert shown["Total"]["output_tokens"] > 0
+    assert shown == by_command(house)
+    assert exported == {name: row for name, row in shown.items() if name != "Total"}
+
+
+def test_a_file_is_made_in_the_background_and_is_what_its_checksum_says(house, signed_in):
+    page = signed_in
+    for day in range(1, 4):
+        used(house.acme, on(ago(1).replace(day=day), zone="UTC"), model=f"model-{day}")
+
+    page.goto("/portal/acme/exports/")
+    page.get_by_label("Rows").select_option("requests")
+    page.get_by_role("button", name="Look first").click()
+    expect(page.get_by_text("from 3 entries of the ledger")).to_be_visible()
+    page.get_by_role("button", name="Make a file in the background").click()
+    expect(page.get_by_text("It waits for its turn.")).to_be_visible()
+    make_exports()
+    # The page comes again by itself.
+    file = fetched(page, page.get_by_role("link", name="Download"))
+
+    content = file.path().read_bytes()
+    assert hashlib.sha256(content).hexdigest() == page.get_by_text(re.compile("^[0-9a-f]{64}$")).inner_text()
+    assert {row["model"] for row in rows_of(file.path())} == {"model-1", "model-2", "model-3"}
+    shoot(page, "export")
+
+
+def test_a_statement_is_read_and_its_papers_are_fetched(house, signed_in):
+    page = signed_in
+    used(house.acme, on(ago(1), zone="UTC"), cost_micro_usd=1_234_567)
+    statement: Statement = close_month(tenant=house.acme, month=ago(1), actor="test")
+
+    page.goto("/portal/acme/")
+    page.get_by_role("link", name="Statements").click()
+    row = page.get_by_role("row", name=statement.number)
+    paper = fetched(page, row.get_by_role("link", name="PDF"))
+    table = fetched(page, row.get_by_role("link", name="CSV"))
+
+    expect(row).to_contain_text("1.234567")
+    assert paper.path().read_bytes() == bytes(statement.pdf)
+    assert table.path().read_bytes() == bytes(statement.csv)
+    row.get_by_role("link", name="Requests").click()
+    assert on_the_page(page)["Total"]["cost_micro_usd"] == 1_234_567
+
+
+def test_usage_is_narrowed_by_the_keyboard_alone(house, signed_in):
+    page = signed_in
+    used(house.acme, on(today(house.acme), zone="UTC"), model="tiny:1b")
+    page.goto("/portal/acme/usage/")
+
+    def focused() -> str:
+        name: str = page.evaluate("() => document.activeElement.name || document.activeElement.textContent")
+        return name.strip()
+
+    page.keyboard.press("Tab")
+    assert focused() == "Skip to the content"
+    page.keyboard.press("Enter")
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if focused() == "by":
+            break
+    page.keyboard.type("model")
+    while focused() != "Show":
+        page.keyboard.press("Tab")
+    outline = page.evaluate("() => getComputedStyle(document.activeElement).outlineStyle")
+    page.keyboard.press("Enter")
+
+    expect(page).to_have_url(re.compile("[?&]by=model"))
+    assert outline != "none"
+    assert list(on_the_page(page)) == ["tiny:1b", "Total"]
+
+
+def test_usage_is_read_and_fetched_with_scripts_switched_off(browser: Browser, house, owner):
+    used(house.acme, on(today(house.acme), zone="UTC"), model="tiny:1b", cost_micro_usd=23)
+    page = browser.open(house.gateway.url, java_script_enabled=False)
+
+    sign_in(page, owner)
+    page.get_by_role("link", name="Usage").click()
+    page.get_by_label("Told apart by").select_option("model")
+    page.get_by_role("button", name="Show").click()
+    page.get_by_role("link", name="tiny:1b").click()
+    assert on_the_page(page)["Total"]["cost_micro_usd"] == 23
+    look_at_this_month(page, house, rows="day")
+    file = fetched(page, page.get_by_role("button", name="Download now"))
+    page.get_by_role("button", name="Sign out").click()
+
+    assert [row["cost_micro_usd"] for row in rows_of(file.path())] == ["23"]
+    expect(page).to_have_url(re.compile("/account/login/"))
+
+
+@pytest.mark.parametrize("furnished", [False, True], ids=["empty", "with usage"])
+def test_no_page_of_the_portal_keeps_anybody_out(house, signed_in, furnished):
+    if furnished:
+        used(house.acme, on(ago(1), zone="UTC"))
+        used(house.acme, on(today(house.acme), zone="UTC"))
+        close_month(tenant=house.acme, month=ago(1), actor="test")
+
+    visited = linked_from(signed_in, "/portal/acme/")
+
+    assert {"portal-tenant", "portal-usage", "portal-exports", "portal-statements"} <= visited
+
+
+def linked_from(page: Page, start: str) -> set[str]:
+    """Check a page and one of each kind that links of the portal lead to from there; returns their names."""
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        address = waiting.pop(0)
+        name = resolve(urlsplit(address).path).view_name
+        if name in seen:
+            continue
+        seen.add(name)
+        if not page.request.get(address).headers["content-type"].startswith("text/html"):
+            continue
+        page.goto(address)
+        check_page(page)
+        # With path and query, as ``goto`` takes them.
+        waiting += page.evaluate(
+            """() => [...document.links].filter(one => one.origin === location.origin)
+                .map(one => one.pathname + one.search).filter(one => one.startsWith("/portal/"))"""
+        )
+    return seen
