@@ -177,13 +177,16 @@ def with_password(user: User) -> User:
     return user
 
 
-def sign_in(page: Page, user: User) -> None:
-    """Sign in as people do: with a password and the code of an authenticator, which are set up for it."""
+def sign_in(page: Page, user: User, wanted: str = "/account/login/") -> None:
+    """Sign in as people do, on the way to the page that is wanted.
+
+    With a password and the code of an authenticator, which are set up for it.
+    """
     with_password(user)
     Authenticator.objects.filter(user=user, type=Authenticator.Type.TOTP).delete()
     secret = generate_totp_secret()
     TOTP.activate(user, secret)
-    page.goto("/account/login/")
+    page.goto(wanted)
     page.get_by_label("Name or e-mail address").fill(user.username)
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign in", exact=True).click()

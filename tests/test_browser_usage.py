@@ -50,11 +50,9 @@ def this_month(house: House) -> tuple[date, date]:
 
 
 def figures_of(row: Locator, heads: list[str]) -> dict[str, int]:
-    """The figures of a row of the page, money in millionths."""
+    """The figures of a row of the page; money has six decimals there, so these are millionths."""
     cells = dict(zip(heads, row.get_by_role("cell").all_inner_texts(), strict=True))
-    money = int(cells["Cost, USD"].replace(".", "").replace(",", ""))
-    shown = {name: cells[head].replace(",", "") for name, head in zip(FIGURES, COLUMNS, strict=True)}
-    return {name: int(value) for name, value in {**shown, "cost_micro_usd": money}.items()}
+    return {name: int(re.sub("[,.]", "", cells[head])) for name, head in zip(FIGURES, COLUMNS, strict=True)}
 
 
 def on_the_page(page: Page) -> dict[str, dict[str, int]]:
