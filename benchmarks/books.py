@@ -95,7 +95,7 @@ def main() -> int:
     parser.add_argument("--records", type=int, default=20_000, help="records to be drained")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     given = parser.parse_args()
-    with _servers():
+    with servers():
         import django
 
         os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings"
@@ -113,7 +113,7 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def _servers() -> Iterator[None]:
+def servers() -> Iterator[None]:
     """PostgreSQL and Valkey as ``quickstart`` starts them, and the settings of a process beside them."""
     directory = Path(tempfile.mkdtemp(prefix="tollgate-books-"))
     directory.chmod(0o711)

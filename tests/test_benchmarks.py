@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from django.db import connection
 
-from benchmarks import exports, native, scenarios, servers
+from benchmarks import exports, native, pages, scenarios, servers
 from benchmarks.bars import BARS, Part, Percentiles, Result, Run, figures_of, percentile
 from benchmarks.counting import Count, PostgresRequests, Relay, RespRequests, counted
 from benchmarks.ledger_rows import FILL
@@ -23,6 +23,7 @@ from benchmarks.run import numbers, through
 from benchmarks.scenarios import Scenario
 from benchmarks.servers import Server
 from tenants.services import create_tenant
+from tests.counting import empty_redis
 from tests.gateway import environment
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
@@ -331,3 +332,18 @@ def test_an_export_is_measured_in_a_process_of_its_own(
     assert figure.bytes == (tmp_path / "export").stat().st_size
     assert figure.seconds > 0
     assert figure.peak_bytes > 2**24
+
+
+def test_every_page_of_the_url_table_is_asked_for(transactional_db: None) -> None:
+    empty_redis()
+    pages.furnish(280)
+
+    found, without = pages.measured(repeats=1)
+
+    assert {page.status for page in found} <= {200, 302}
+    assert {"/portal/acme/usage/", "/admin/", "/admin/budgets/ledgerentry/"} <= {
+        page.address for page in found
+    }
+    assert all("<slug:link>" in route for route in without)
+    assert "actual time" in pages.explained(found[0])
+    assert len(list(pages.report(found, without))) == 1 + len(found) + len(without)
