@@ -10,6 +10,7 @@ from uuid import UUID
 from django import forms
 from django.core.exceptions import ValidationError
 from django.http import QueryDict
+from django.utils.translation import gettext as _
 
 from budgets.usage import FIGURES, NONE, PARTS, Selection
 
@@ -55,11 +56,17 @@ class UsageForm(forms.Form):
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = self.cleaned_data
         if self._unknown:
-            raise ValidationError(f"Nothing is known by the name of {', '.join(self._unknown)}.")
+            raise ValidationError(
+                _("Nothing is known by the name of %(names)s.") % {"names": ", ".join(self._unknown)}
+            )
         for first, last in (("from", "before"), ("since", "until")):
             begins, ends = cleaned.get(first), cleaned.get(last)
             if begins and ends and begins >= ends:
-                self.add_error(last, f"It ends before it begins: {last} has to be after {first}.")
+                self.add_error(
+                    last,
+                    _("It ends before it begins: %(last)s has to be after %(first)s.")
+                    % {"last": last, "first": first},
+                )
         return cleaned
 
     def selection(self, tenant_id: UUID | None) -> Selection:

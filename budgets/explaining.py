@@ -13,6 +13,8 @@ from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from django.utils.translation import gettext as _
+
 from budgets.models import LedgerEntry
 from budgets.pricing import MILLIONTHS_PER_GPU_MS, PER_MILLION
 from budgets.usage import NONE, PARTS, Breakdown, Selection, breakdown
@@ -64,29 +66,29 @@ def _priced(entry: LedgerEntry) -> tuple[Line, ...]:
     if entry.input_price is None or entry.cached_price is None or entry.output_price is None:
         return ()
     new_tokens = entry.input_tokens - entry.cached_tokens
-    lines = [Line("input", new_tokens * entry.input_price, new_tokens, "tokens", entry.input_price)]
+    lines = [Line(_("input"), new_tokens * entry.input_price, new_tokens, "tokens", entry.input_price)]
     if entry.cached_tokens:
         cached = entry.cached_tokens * entry.cached_price
-        lines.append(Line("cached input", cached, entry.cached_tokens, "tokens", entry.cached_price))
+        lines.append(Line(_("cached input"), cached, entry.cached_tokens, "tokens", entry.cached_price))
     output = entry.output_tokens * entry.output_price
-    lines.append(Line("output", output, entry.output_tokens, "tokens", entry.output_price))
+    lines.append(Line(_("output"), output, entry.output_tokens, "tokens", entry.output_price))
     if entry.gpu_price:
         gpu = entry.gpu_ms * entry.gpu_price * MILLIONTHS_PER_GPU_MS
-        lines.append(Line("GPU time", gpu, entry.gpu_ms, "ms", entry.gpu_price))
+        lines.append(Line(_("GPU time"), gpu, entry.gpu_ms, "ms", entry.gpu_price))
     return tuple(lines)
 
 
 def _meaning_of(rest: int, entry: LedgerEntry, *, priced: bool) -> tuple[str, bool]:
     """What the difference between a cost and its products is, and whether it may be."""
     if entry.kind == LedgerEntry.Kind.CORRECTION:
-        return f"corrected by {entry.actor}", True
+        return _("corrected by %(actor)s") % {"actor": entry.actor}, True
     if not priced:
         if entry.price_id is not None:
-            return "rates not kept by the release that booked it", True
-        return "no price was set", not rest
+            return _("rates not kept by the release that booked it"), True
+        return _("no price was set"), not rest
     if entry.kind == LedgerEntry.Kind.ADJUSTMENT:
-        return "difference of two amounts that were rounded up", abs(rest) < PER_MILLION
-    return "rounded up to a whole micro-USD", 0 <= rest < PER_MILLION
+        return _("difference of two amounts that were rounded up"), abs(rest) < PER_MILLION
+    return _("rounded up to a whole micro-USD"), 0 <= rest < PER_MILLION
 
 
 @dataclass(frozen=True, slots=True)

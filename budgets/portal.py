@@ -15,6 +15,8 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.urls import path, reverse
 from django.utils.timezone import localdate
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 
 from budgets.addresses import IDS, TEXTS, WITHOUT, UsageForm, as_query
 from budgets.explaining import Explained, Line, entries_of, explain, month_after, open_parts
@@ -23,6 +25,7 @@ from budgets.pricing import exactly_as_usd, usd_in_full
 from budgets.reading import readable
 from budgets.usage import NONE, PARTS, Selection, breakdown, estimated_share, in_percent
 from tenants.access import Access, Reach
+from tenants.figures import grouped
 from tenants.portal import tenant_page
 
 # More than anybody reads on one page; the rest is one line.
@@ -30,15 +33,35 @@ MOST_ROWS = 500
 
 # The figures as columns, in their order; on a narrow screen the first are seen first.
 HEADINGS = {
-    "requests": "Requests",
-    "cost_micro_usd": "Cost, USD",
-    "estimated_tokens": "Estimated tokens",
-    "input_tokens": "Input tokens",
-    "output_tokens": "Output tokens",
-    "cached_tokens": "Cached input",
-    "thinking_tokens": "Thinking",
-    "gpu_ms": "GPU time, ms",
+    "requests": _("Requests"),
+    "cost_micro_usd": _("Cost, USD"),
+    "estimated_tokens": _("Estimated tokens"),
+    "input_tokens": _("Input tokens"),
+    "output_tokens": _("Output tokens"),
+    "cached_tokens": _("Cached input"),
+    "thinking_tokens": _("Thinking"),
+    "gpu_ms": _("GPU time, ms"),
 }
+
+# What usage is told apart by and narrowed to, as people call it.
+NAMES = {
+    "tenant": _("tenant"),
+    "team": _("team"),
+    "member": _("member"),
+    "key": _("key"),
+    "model": _("model"),
+    "upstream": _("upstream"),
+    "operation": _("operation"),
+    "route": _("route"),
+    "run": _("run"),
+    "month": _("month"),
+    "day": _("day"),
+    "hour": _("hour"),
+    "request": _("request"),
+    "since": _("ended since"),
+    "until": _("ended until"),
+}
+WITHOUT_ONE = {"team": _("no team"), "member": _("no member"), "run": _("no run")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +119,13 @@ def usage(request: HttpRequest, access: Access) -> HttpResponse:
     context = {
         "selection": selection,
         "by": whole.by,
-        "parts": list(PARTS),
+        "told_apart_by": [NAMES[part] for part in whole.by],
+        "parts": [(part, NAMES[part]) for part in PARTS],
         "kept": _kept(selection),
         "filters": list(_filters(selection, access, whole.by)),
         "headings": [_heading(selection, whole.by, order, figure) for figure in HEADINGS],
         "rows": [_row(access, whole.by, part.row, part.selection) for part in explained.parts],
-        "left_out": whole.left_out,
+        "left_out": grouped(whole.left_out),
         "rest": _line(whole.rest, ""),
         "total": _line(whole.total, _entries_page(access, selection)),
         "of_own_keys": access.usage == Reach.OWN_KEYS,
@@ -123,7 +147,7 @@ def entries(request: HttpRequest, access: Access) -> HttpResponse:
     whole = breakdown(selection, ())
     context = {
         "selection": selection,
-        "rows": [(entry, usd_in_full(entry.cost_micro_usd)) for entry in page.entries],
+        "rows": [(entry, _usd(entry.cost_micro_usd)) for entry in page.entries],
         "total": _line(whole.total, ""),
         "newest": f"?{as_query(selection)}" if request.GET.get("after") else "",
         "older": f"?{as_query(selection, after=page.next)}" if page.next else "",
@@ -146,7 +170,7 @@ def request_explained(request: HttpRequest, access: Access, request_id: UUID) ->
         "request_id": request_id,
         "first": found[0].entry,
         "entries": [_as_shown(one) for one in found],
-        "total": usd_in_full(sum(one.entry.cost_micro_usd for one in found)),
+        "total": _usd(sum(one.entry.cost_micro_usd for one in found)),
     }
     return render(request, "portal/usage/request.html", context)
 
@@ -174,18 +198,18 @@ def _filters(selection: Selection, access: Access, by: Sequence[str]) -> Iterato
             continue
         cleared: dict[str, Any] = {column: None}
         without = f"?{as_query(replace(selection, **cleared), by=by)}"
-        yield Filter(part, _called(selection, part, value), None, without)
+        yield Filter(str(NAMES[part]), _called(selection, part, value), None, without)
     for name in ("since", "until"):
         at = getattr(selection, name)
         if at is not None:
             open_ended: dict[str, Any] = {name: None}
-            yield Filter(f"ended {name}", "", at, f"?{as_query(replace(selection, **open_ended), by=by)}")
+            yield Filter(str(NAMES[name]), "", at, f"?{as_query(replace(selection, **open_ended), by=by)}")
 
 
 def _called(selection: Selection, part: str, value: Any) -> str:
     """The name of what a selection is narrowed to; its id where nothing of it is selected."""
     if part in WITHOUT and value in (NONE, ""):
-        return "none"
+        return gettext("none")
     if part not in IDS or part == "request":
         return str(value)
     rows = breakdown(selection, [part]).rows
@@ -196,7 +220,7 @@ def _heading(selection: Selection, by: Sequence[str], order: str, figure: str) -
     down = order == f"-{figure}"
     href = f"?{as_query(selection, by=by, order=figure if down else f'-{figure}')}"
     sort = "descending" if down else "ascending" if order == figure else ""
-    return Heading(HEADINGS[figure], href, sort)
+    return Heading(str(HEADINGS[figure]), href, sort)
 
 
 def _row(access: Access, by: Sequence[str], row: Mapping[str, Any], selection: Selection) -> Row:
@@ -210,7 +234,7 @@ def _cell(part: str, row: Mapping[str, Any]) -> Cell:
     if part == "month":
         text = text[:7]
     at = datetime.fromisoformat(text) if part == "hour" else None
-    return Cell(text or f"no {part}", "", at, part in row["deleted"])
+    return Cell(text or str(WITHOUT_ONE[part]), "", at, part in row["deleted"])
 
 
 def _further(access: Access, selection: Selection) -> str:
@@ -230,9 +254,10 @@ def _entries_page(access: Access, selection: Selection) -> str:
 
 def _line(figures: Mapping[str, Any], entries: str) -> Row:
     share = estimated_share(figures)
-    shown = {figure: f"{figures[figure]:,}" for figure in HEADINGS} | {
-        "cost_micro_usd": usd_in_full(figures["cost_micro_usd"]),
-        "estimated_tokens": f"{figures['estimated_tokens']:,} ({in_percent(share)})" if share else "none",
+    estimated = f"{grouped(figures['estimated_tokens'])} ({in_percent(share)})" if share else gettext("none")
+    shown = {figure: grouped(figures[figure]) for figure in HEADINGS} | {
+        "cost_micro_usd": _usd(figures["cost_micro_usd"]),
+        "estimated_tokens": estimated,
     }
     requests, *others = (shown[figure] for figure in HEADINGS)
     return Row([], requests, others, entries)
@@ -243,16 +268,24 @@ def _as_shown(one: Explained) -> dict[str, Any]:
     return {
         "entry": entry,
         "by_rates": one.by_rates,
-        "lines": [(line.what, *_product(line), exactly_as_usd(line.millionths)) for line in one.lines],
-        "cost": usd_in_full(entry.cost_micro_usd),
+        "lines": [
+            (line.what, *_product(line), grouped(exactly_as_usd(line.millionths))) for line in one.lines
+        ],
+        "cost": _usd(entry.cost_micro_usd),
     }
 
 
 def _product(line: Line) -> tuple[str, str]:
     if line.quantity is None or line.rate is None:
         return "", ""
-    per = "a second" if line.unit == "ms" else "a million"
-    return f"{line.quantity:,} {line.unit}", f"{usd_in_full(line.rate)} {per}"
+    quantity, rate = grouped(line.quantity), _usd(line.rate)
+    if line.unit == "ms":
+        return f"{quantity} ms", gettext("%(usd)s a second") % {"usd": rate}
+    return gettext("%(number)s tokens") % {"number": quantity}, gettext("%(usd)s a million") % {"usd": rate}
+
+
+def _usd(micro_usd: int) -> str:
+    return grouped(usd_in_full(micro_usd))
 
 
 urlpatterns = [

@@ -11,6 +11,7 @@ from budgets.models import Statement
 from budgets.papers import KINDS, paper
 from budgets.usage import FIGURES, estimated_share, in_percent
 from tenants.access import Access
+from tenants.figures import grouped
 from tenants.portal import tenant_page
 
 
@@ -26,7 +27,11 @@ def statements(request: HttpRequest, access: Access) -> HttpResponse:
         .order_by("-month", "-revision")
     )
     rows = [
-        (statement, in_percent(estimated_share({name: getattr(statement, name) for name in FIGURES})))
+        (
+            statement,
+            in_percent(estimated_share({name: getattr(statement, name) for name in FIGURES})),
+            grouped(statement.cost),
+        )
         for statement in found
     ]
     return render(request, "portal/statements.html", {"statements": rows})

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 from django.db.models import BigIntegerField, DecimalField, F, Func, Max, Min, Q, QuerySet, Sum, Window
 from django.db.models.functions import Coalesce, TruncHour, TruncMonth
+from django.utils.formats import number_format
 
 from budgets.models import LedgerEntry, UsageRollup
 from keys.models import ApiKey
@@ -190,7 +192,7 @@ def estimated_share(figures: Mapping[str, Any]) -> int:
 
 def in_percent(per_mille: int) -> str:
     """Per mille as people read it, such as ``12.5 %``."""
-    return f"{per_mille // 10}.{per_mille % 10} %"
+    return f"{number_format(Decimal(per_mille) / 10, 1)} %"
 
 
 class _Over(Func):

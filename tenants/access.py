@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from django.contrib.auth.models import AnonymousUser
 from django.db.models import QuerySet
+from django.utils.translation import gettext
 
 from tenants.models import Member, Tenant, User
 
@@ -40,6 +41,16 @@ class Access:
     def role(self) -> str:
         """The role as a word; that of somebody who is no member is ``operator``."""
         return str(self.member.role) if self.member else "operator"
+
+    @property
+    def role_name(self) -> str:
+        """The role as people call it."""
+        return self.member.get_role_display() if self.member else gettext("Operator")
+
+    @property
+    def time_zone(self) -> str:
+        """The zone in which times are shown to them; days are those of the tenant's, whatever it is."""
+        return self.user.time_zone or self.tenant.time_zone
 
     @property
     def usage(self) -> Reach:

@@ -8,6 +8,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Lower
 from django.utils.timezone import now
+from django.utils.translation import gettext_lazy as _
 
 from tenants.ids import new_id
 
@@ -27,6 +28,21 @@ class User(AbstractUser):
     """
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    language = models.CharField(
+        max_length=10,
+        default="",
+        db_default="",
+        blank=True,
+        help_text="Language of the portal. Empty: as the browser asks for.",
+    )
+    time_zone = models.CharField(
+        max_length=64,
+        default="",
+        db_default="",
+        blank=True,
+        validators=[validate_time_zone],
+        help_text="Zone in which times are shown to them. Empty: the tenant's.",
+    )
 
     class Meta(AbstractUser.Meta):
         constraints = [
@@ -173,10 +189,10 @@ class Member(models.Model):
     """A user's place in a tenant. Their team, if any, is one of the same tenant."""
 
     class Role(models.TextChoices):
-        OWNER = "owner"
-        ADMIN = "admin"
-        MEMBER = "member"
-        FINANCE = "finance"
+        OWNER = "owner", _("Owner")
+        ADMIN = "admin", _("Admin")
+        MEMBER = "member", _("Member")
+        FINANCE = "finance", _("Finance")
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="members")

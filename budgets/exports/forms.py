@@ -7,6 +7,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from django import forms
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 
 from budgets.exports.orders import Order
 from budgets.exports.profiles import PROFILES
@@ -14,15 +16,15 @@ from budgets.usage import Selection
 from tenants.models import Tenant
 
 LAYOUTS = [
-    ("csv", "CSV for programs: comma, decimal point"),
-    ("spreadsheet", "CSV for spreadsheets"),
-    ("xlsx", "Excel workbook (XLSX)"),
+    ("csv", _("CSV for programs: comma, decimal point")),
+    ("spreadsheet", _("CSV for spreadsheets")),
+    ("xlsx", _("Excel workbook (XLSX)")),
 ]
 SEPARATORS = [
-    ("", "Usual (semicolon for spreadsheets)"),
-    ("comma", "Comma"),
-    ("semicolon", "Semicolon"),
-    ("tab", "Tab"),
+    ("", _("Usual (semicolon for spreadsheets)")),
+    ("comma", _("Comma")),
+    ("semicolon", _("Semicolon")),
+    ("tab", _("Tab")),
 ]
 
 
@@ -36,17 +38,20 @@ class Day(forms.DateInput):
 class ExportForm(forms.Form):
     """An order, but for whose usage it is."""
 
-    from_day = forms.DateField(label="From", widget=Day, input_formats=["%Y-%m-%d"])
+    from_day = forms.DateField(label=_("From"), widget=Day, input_formats=["%Y-%m-%d"])
     before_day = forms.DateField(
-        label="Before", widget=Day, input_formats=["%Y-%m-%d"], help_text="The first day that is not in it."
+        label=_("Before"),
+        widget=Day,
+        input_formats=["%Y-%m-%d"],
+        help_text=_("The first day that is not in it."),
     )
     profile = forms.ChoiceField(
-        label="Rows", choices=[(profile.name, profile.title) for profile in PROFILES.values()]
+        label=_("Rows"), choices=lambda: [(one.name, gettext(one.title)) for one in PROFILES.values()]
     )
-    layout = forms.ChoiceField(label="File", choices=LAYOUTS, required=False)
-    separator = forms.ChoiceField(label="Separator", choices=SEPARATORS, required=False)
-    decimal_comma = forms.BooleanField(label="Decimal comma", required=False)
-    gzip = forms.BooleanField(label="Compress (gzip)", required=False)
+    layout = forms.ChoiceField(label=_("File"), choices=LAYOUTS, required=False)
+    separator = forms.ChoiceField(label=_("Separator"), choices=SEPARATORS, required=False)
+    decimal_comma = forms.BooleanField(label=_("Decimal comma"), required=False)
+    gzip = forms.BooleanField(label=_("Compress (gzip)"), required=False)
 
     def clean(self) -> dict[str, Any]:
         """Find out whether such an export can be made, whoever's usage it is."""

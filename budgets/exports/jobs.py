@@ -24,6 +24,7 @@ from django.db import connection, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils.timezone import now
+from django.utils.translation import gettext as _
 
 from audit.recording import record
 from budgets.exports.orders import Order
@@ -64,7 +65,10 @@ def order_export(*, order: Order, user: User) -> Export:
             user_id=user.pk, state__in=[Export.State.WAITING, Export.State.RUNNING]
         ).count()
         if waiting >= MOST_WAITING:
-            raise ValidationError(f"{waiting} of your exports are not made yet. Wait for one of them.")
+            raise ValidationError(
+                _("%(waiting)s of your exports are not made yet. Wait for one of them.")
+                % {"waiting": waiting}
+            )
         export = Export.objects.create(**_asked_for(order, user), rows_expected=size.rows)
         record(
             action="export.ordered",

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from django.core.exceptions import ValidationError
+from django.utils.translation import gettext as _
 
 from budgets.exports.profiles import PROFILES, Profile
 from budgets.exports.queries import bounds_of
@@ -46,9 +47,14 @@ class Order:
         from_day, before_day = bounds_of(self.selection)
         troubles = []
         if not from_day < before_day:
-            troubles.append(f"The range is empty: {before_day} is not after {from_day}.")
+            troubles.append(
+                _("The range is empty: %(before)s is not after %(from)s.")
+                % {"before": before_day, "from": from_day}
+            )
         elif (before_day - from_day).days > MOST_DAYS:
-            troubles.append(f"The range is longer than {MOST_DAYS} days; take several shorter ones.")
+            troubles.append(
+                _("The range is longer than %(days)s days; take several shorter ones.") % {"days": MOST_DAYS}
+            )
         for word, known in (
             (self.profile_name, PROFILES),
             (self.layout, LAYOUTS),
@@ -57,7 +63,7 @@ class Order:
             if word not in known:
                 troubles.append(f"{word!r} is none of {', '.join(known)}.")
         if self.layout != "spreadsheet" and (self.separator != "comma" or self.decimal_comma):
-            troubles.append("Separator and decimal comma are for the spreadsheet layout.")
+            troubles.append(_("Separator and decimal comma are for the spreadsheet layout."))
         if self.layout == "xlsx" and self.gzip:
             troubles.append("A workbook is compressed already.")
         return troubles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from uuid import UUID
 
 from django.contrib import messages
@@ -10,6 +11,7 @@ from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import path
+from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_http_methods
 
 from budgets import usage
@@ -45,7 +47,7 @@ def exports(request: HttpRequest, access: Access) -> HttpResponseBase:
         {
             "form": form,
             "preview": _preview(access, form) if form.is_bound and form.is_valid() else None,
-            "exports": _own(access)[:MOST_LISTED],
+            "exports": [(one, *_days(one)) for one in _own(access)[:MOST_LISTED]],
         },
         status=400 if posted else 200,
     )
@@ -57,7 +59,7 @@ def _ordered(request: HttpRequest, access: Access, form: ExportForm) -> HttpResp
         if is_small(order, fitting(order)):
             return streamed(order, access.user)
         messages.info(
-            request, "This takes longer than one likes to wait; the file is made in the background."
+            request, _("This takes longer than one likes to wait; the file is made in the background.")
         )
     export = order_export(order=order, user=access.user)
     return redirect("portal-export", access.tenant.slug, export.pk)
@@ -83,7 +85,9 @@ def export(request: HttpRequest, access: Access, export_id: UUID) -> HttpRespons
     _demand(access)
     found = get_object_or_404(_own(access), pk=export_id)
     cost = usd_total(found.sidecar["totals"]["cost_micro_usd"]) if found.sidecar else ""
-    response = render(request, "portal/export.html", {"export": found, "cost": cost})
+    from_day, before_day = _days(found)
+    context = {"export": found, "from_day": from_day, "before_day": before_day, "cost": cost}
+    response = render(request, "portal/export.html", context)
     if found.state in (Export.State.WAITING, Export.State.RUNNING):
         response["Refresh"] = str(REFRESH_SECONDS)
     return response
@@ -104,6 +108,12 @@ def sidecar(request: HttpRequest, access: Access, link: str) -> HttpResponse:
     response = JsonResponse(found.sidecar, json_dumps_params={"indent": 2, "ensure_ascii": False})
     response["Content-Disposition"] = f'attachment; filename="{found.sidecar["file"]}.json"'
     return response
+
+
+def _days(export: Export) -> tuple[date, date]:
+    """The first day of an export and the first that is not in it."""
+    selection = export.order["selection"]
+    return date.fromisoformat(selection["from_day"]), date.fromisoformat(selection["before_day"])
 
 
 def _demand(access: Access) -> None:

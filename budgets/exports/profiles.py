@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from django.utils.translation import gettext_noop as _
+
 from budgets.exports import calendars, focus
 from budgets.exports.calendars import Calendars
 from budgets.exports.columns import Column, ids, integers, texts, usd
@@ -44,7 +46,7 @@ OF_REQUESTS = (
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One kind of rows: what it is called, its columns, and the query that has them, in order.
+    """One kind of rows: a title to be translated, its columns, and the query that has them, in order.
 
     ``figures_in`` reads from a row of its CSV what it adds to the figures of the ledger.
     ``usual_bytes``: about what a row takes in CSV. ``groups``: the columns of a rollup by which rows are
@@ -124,27 +126,27 @@ _WHOSE = (*ids("tenant_id"), *texts("tenant"))
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("requests", "Each entry of the ledger", OF_REQUESTS, _requests, _own_figures, 510),
+        Profile("requests", _("Each entry of the ledger"), OF_REQUESTS, _requests, _own_figures, 510),
         Profile(
-            "day", "Sums by day", (*_WHOSE, *DAY, *SUMS), _summed("day"), _own_figures, 130,
+            "day", _("Sums by day"), (*_WHOSE, *DAY, *SUMS), _summed("day"), _own_figures, 130,
             ("tenant_id", "day"),
         ),
         Profile(
-            "key", "Sums by key", (*_WHOSE, *ids("key_id"), *texts("key", "member", "team"), *SUMS),
+            "key", _("Sums by key"), (*_WHOSE, *ids("key_id"), *texts("key", "member", "team"), *SUMS),
             _summed("key_id", names=("key", "member", "team")), _own_figures, 170,
             ("tenant_id", "key_id"),
         ),
         Profile(
-            "model", "Sums by model", (*_WHOSE, *texts("model"), *SUMS), _summed("model"), _own_figures, 130,
-            ("tenant_id", "model"),
+            "model", _("Sums by model"), (*_WHOSE, *texts("model"), *SUMS), _summed("model"), _own_figures,
+            130, ("tenant_id", "model"),
         ),
         Profile(
-            "team", "Sums by team", (*_WHOSE, *ids("team_id"), *texts("team"), *SUMS),
+            "team", _("Sums by team"), (*_WHOSE, *ids("team_id"), *texts("team"), *SUMS),
             _summed("team_id", names=("team",)), _own_figures, 160,
             ("tenant_id", "team_id"),
         ),
         Profile(
-            "focus", "FOCUS 1.2: charges by day, key, model and meter", focus.COLUMNS, focus.query,
+            "focus", _("FOCUS 1.2: charges by day, key, model and meter"), focus.COLUMNS, focus.query,
             focus.figures_in, 750,
             ("tenant_id", "key_id", "model", "day"), len(focus.METERS),
         ),

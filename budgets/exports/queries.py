@@ -6,6 +6,7 @@ from datetime import date
 from typing import Any
 
 from django.core.exceptions import ValidationError
+from django.utils.translation import gettext as _
 
 from budgets.usage import Selection
 
@@ -25,5 +26,5 @@ def entries_of(selection: Selection) -> Query:
 def bounds_of(selection: Selection) -> tuple[date, date]:
     """First day, and the first that is not in it; raises ``ValidationError`` when one of them is missing."""
     if selection.from_day is None or selection.before_day is None:
-        raise ValidationError("An export begins on one day and ends before another; name both.")
+        raise ValidationError(_("An export begins on one day and ends before another; name both."))
     return selection.from_day, selection.before_day

@@ -12,6 +12,7 @@ from typing import Any
 import xlsxwriter
 from django.core.exceptions import ValidationError
 from django.db import connection
+from django.utils.translation import gettext_lazy as _
 from xlsxwriter.format import Format
 from xlsxwriter.worksheet import Worksheet
 
@@ -30,8 +31,11 @@ ROWS_AT_ONCE = 2_000
 CREATED = datetime(2000, 1, 1, tzinfo=UTC).replace(tzinfo=None)
 
 TOO_LONG = ValidationError(
-    f"A sheet has no more than {MOST_ROWS:,} rows, and this export has more. "
-    "Take CSV, fewer days, or a row for each day, key or model."
+    _(
+        "A sheet has no more than %(most)s rows, and this export has more. "
+        "Take CSV, fewer days, or a row for each day, key or model."
+    ),
+    params={"most": f"{MOST_ROWS:,}"},
 )
 
 

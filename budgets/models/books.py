@@ -6,6 +6,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils.timezone import now
+from django.utils.translation import gettext_lazy as _
 
 
 class LedgerEntry(models.Model):
@@ -22,9 +23,9 @@ class LedgerEntry(models.Model):
     """
 
     class Kind(models.TextChoices):
-        USAGE = "usage"
-        ADJUSTMENT = "adjustment"
-        CORRECTION = "correction"
+        USAGE = "usage", _("Usage")
+        ADJUSTMENT = "adjustment", _("Adjustment")
+        CORRECTION = "correction", _("Correction")
 
     request_id = models.UUIDField()
     kind = models.CharField(max_length=10, choices=Kind.choices)

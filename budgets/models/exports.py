@@ -8,6 +8,7 @@ from datetime import timedelta
 from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
+from django.utils.translation import gettext_lazy as _
 
 from tenants.ids import new_id
 
@@ -30,12 +31,12 @@ class Export(models.Model):
     """
 
     class State(models.TextChoices):
-        WAITING = "waiting"
-        RUNNING = "running"
-        READY = "ready"
-        STREAMED = "streamed"
-        FAILED = "failed"
-        EXPIRED = "expired"
+        WAITING = "waiting", _("Waiting")
+        RUNNING = "running", _("Running")
+        READY = "ready", _("Ready")
+        STREAMED = "streamed", _("Streamed")
+        FAILED = "failed", _("Failed")
+        EXPIRED = "expired", _("Expired")
 
     # How long a file is kept, and so the link to it good.
     KEPT = timedelta(days=7)
