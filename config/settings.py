@@ -140,6 +140,14 @@ ACCOUNT_LOGIN_METHODS = {"username", "email"}
 ACCOUNT_SIGNUP_FIELDS = ["username*", "password1*"]
 # Addresses are entered by those who add people.
 ACCOUNT_EMAIL_VERIFICATION = "none"
+# A new address counts once its mail was answered; until then the one before does.
+ACCOUNT_CHANGE_EMAIL = True
+ACCOUNT_EMAIL_SUBJECT_PREFIX = "[Tollgate] "
+ACCOUNT_RATE_LIMITS = {"invitation": "20/m/ip", "invite": "30/h/user"}
+# Links in mails: where a proxy ends TLS, its origin is named for forms too.
+ACCOUNT_DEFAULT_HTTP_PROTOCOL = (
+    "https" if any(origin.startswith("https://") for origin in CSRF_TRUSTED_ORIGINS) else "http"
+)
 ACCOUNT_LOGOUT_REDIRECT_URL = "account_login"
 ACCOUNT_PRESERVE_USERNAME_CASING = True
 # A sign-in lasts for a working day, whatever browsers remember.

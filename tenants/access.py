@@ -14,9 +14,15 @@ from tenants.models import Member, Tenant, User
 # With a place on the staff, what it takes to see tenants, and to see what they used.
 SEE_TENANTS = "tenants.view_tenant"
 SEE_USAGE = "budgets.view_ledgerentry"
+CHANGE_MEMBERS = "tenants.change_member"
 
 WHOLE_TENANT = frozenset({Member.Role.OWNER, Member.Role.ADMIN, Member.Role.FINANCE})
 EXPORTING = frozenset({Member.Role.OWNER, Member.Role.FINANCE})
+# The roles that somebody of a role may give, take, and let go.
+GRANTING = {
+    Member.Role.OWNER: frozenset(Member.Role),
+    Member.Role.ADMIN: frozenset(Member.Role) - {Member.Role.OWNER},
+}
 
 Person = User | AnonymousUser
 
@@ -63,6 +69,23 @@ class Access:
     def exports(self) -> bool:
         """Whether they may take usage and statements of the tenant with them."""
         return is_operator(self.user, SEE_USAGE) or bool(self.member and self.member.role in EXPORTING)
+
+    @property
+    def reads_team(self) -> bool:
+        """Whether they see all members, invitations and service accounts; a member sees only themselves."""
+        return is_operator(self.user) or bool(self.member and self.member.role in WHOLE_TENANT)
+
+    @property
+    def grants(self) -> frozenset[Member.Role]:
+        """The roles they may give; whoever has another one they cannot change, invite or remove."""
+        if is_operator(self.user, CHANGE_MEMBERS):
+            return GRANTING[Member.Role.OWNER]
+        return GRANTING.get(Member.Role(self.member.role), frozenset()) if self.member else frozenset()
+
+    @property
+    def manages_team(self) -> bool:
+        """Whether they may invite and remove people, change roles, and open and close service accounts."""
+        return bool(self.grants)
 
 
 def is_operator(user: Person, permission: str = SEE_TENANTS) -> bool:

@@ -268,6 +268,64 @@ class ServiceAccount(models.Model):
             raise ValidationError({"team": "The team belongs to another tenant."})
 
 
+class Invitation(models.Model):
+    """An e-mail address that was asked to join a tenant, with the role and team it would have there.
+
+    Whoever opens the link in the mail before ``expires_at`` may accept it, once.
+    Of the token in the link only a digest is stored; sending it again makes
+    another one.
+    """
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="invitations")
+    email = models.EmailField()
+    role = models.CharField(max_length=10, choices=Member.Role.choices, default=Member.Role.MEMBER)
+    team = models.ForeignKey(
+        Team, on_delete=models.PROTECT, related_name="invitations", null=True, blank=True
+    )
+    token_digest = models.CharField(max_length=64, unique=True, editable=False)
+    invited_by = models.ForeignKey(User, on_delete=models.PROTECT, related_name="invitations_sent")
+    created_at = models.DateTimeField(default=now, editable=False)
+    expires_at = models.DateTimeField()
+    accepted_at = models.DateTimeField(null=True, blank=True, editable=False)
+    accepted_by = models.ForeignKey(
+        User, on_delete=models.PROTECT, related_name="invitations_accepted", null=True, blank=True
+    )
+    withdrawn_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        ordering = ["-created_at"]
+        constraints = [
+            models.UniqueConstraint(
+                "tenant",
+                Lower("email"),
+                condition=Q(accepted_at=None, withdrawn_at=None),
+                name="tenants_invitation_open_once_per_address",
+                violation_error_message=_("This address is invited already. Send that invitation again."),
+            ),
+            models.CheckConstraint(
+                condition=Q(accepted_at=None) | Q(withdrawn_at=None),
+                name="tenants_invitation_accepted_or_withdrawn",
+            ),
+            models.CheckConstraint(
+                condition=Q(accepted_at=None, accepted_by=None)
+                | Q(accepted_at__isnull=False, accepted_by__isnull=False),
+                name="tenants_invitation_accepted_by_somebody",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.email} to {self.tenant}"
+
+    def clean(self) -> None:
+        if self.team is not None and self.team.tenant_id != self.tenant_id:
+            raise ValidationError({"team": "The team belongs to another tenant."})
+
+    @property
+    def expired(self) -> bool:
+        return self.expires_at <= now()
+
+
 class Generation(models.Model):
     """How often the settings of a subject changed: of a tenant, or of the platform.
 

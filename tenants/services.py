@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.dispatch import Signal
@@ -137,6 +138,43 @@ def create_user(
         username=username,
         is_staff=is_staff,
         is_superuser=is_superuser,
+    )
+    return user
+
+
+@transaction.atomic
+def change_person(
+    *, user: User, first_name: str, last_name: str, language: str, time_zone: str, actor: str
+) -> User:
+    """Change how a person is called, and how the portal speaks to them; returns them as they are then.
+
+    ``language`` is one of ``settings.LANGUAGES``, or empty for the browser's;
+    ``time_zone`` is one that there is, or empty for each tenant's own. Raises
+    ``ValidationError`` for others. A repeat records nothing.
+    """
+    user = User.objects.select_for_update().get(pk=user.pk)
+    wanted = {
+        "first_name": first_name,
+        "last_name": last_name,
+        "language": language,
+        "time_zone": time_zone,
+    }
+    before = {name: getattr(user, name) for name in wanted}
+    if wanted == before:
+        return user
+    if language and language not in dict(settings.LANGUAGES):
+        raise ValidationError({"language": f"{language!r} is no language of the portal."})
+    for name, value in wanted.items():
+        setattr(user, name, value)
+    user.full_clean()
+    user.save(update_fields=list(wanted))
+    record(
+        action="user.changed",
+        actor=actor,
+        subject=str(user.pk),
+        username=user.username,
+        before={name: value for name, value in before.items() if value != wanted[name]},
+        after={name: value for name, value in wanted.items() if value != before[name]},
     )
     return user
 

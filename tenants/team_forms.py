@@ -1,0 +1,81 @@
+"""What is filled in on the pages about a tenant's people and programs."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from allauth.account.adapter import get_adapter
+from django import forms
+from django.utils.translation import gettext_lazy as _
+
+from tenants.access import Access
+from tenants.models import Member, Team, User
+
+
+class PlaceForm(forms.Form):
+    """A role that somebody may give, and a team of the tenant."""
+
+    role = forms.ChoiceField(label=_("Role"))
+    team = forms.ModelChoiceField(
+        label=_("Team"), queryset=Team.objects.none(), required=False, empty_label=_("No team")
+    )
+
+    def __init__(self, access: Access, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        role = cast("forms.ChoiceField", self.fields["role"])
+        role.choices = [(one.value, one.label) for one in Member.Role if one in access.grants]
+        _offer_teams(self.fields["team"], access)
+
+
+class InvitationForm(PlaceForm):
+    email = forms.EmailField(
+        label=_("E-mail address"), widget=forms.EmailInput(attrs={"autocomplete": "off"})
+    )
+    field_order = ["email", "role", "team"]
+
+
+class ServiceAccountForm(forms.Form):
+    name = forms.CharField(label=_("Name"), max_length=80, help_text=_("What it is, such as nightly-build."))
+    team = forms.ModelChoiceField(
+        label=_("Team"), queryset=Team.objects.none(), required=False, empty_label=_("No team")
+    )
+
+    def __init__(self, access: Access, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _offer_teams(self.fields["team"], access)
+
+
+def _offer_teams(field: forms.Field, access: Access) -> None:
+    cast("forms.ModelChoiceField[Team]", field).queryset = Team.objects.filter(tenant=access.tenant)
+
+
+class NewAccountForm(forms.Form):
+    """Name and password of somebody who is new here, under the rules of every sign-in."""
+
+    username = forms.CharField(
+        label=_("User name"), max_length=150, widget=forms.TextInput(attrs={"autocomplete": "username"})
+    )
+    password = forms.CharField(
+        label=_("Password"),
+        strip=False,
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+        help_text=_("At least 12 characters, and not a common one."),
+    )
+
+    def __init__(self, email: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._email = email
+
+    def clean_username(self) -> str:
+        name: str = get_adapter().clean_username(self.cleaned_data["username"])
+        return name
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = self.cleaned_data
+        if "password" in cleaned:
+            person = User(username=cleaned.get("username", ""), email=self._email)
+            try:
+                get_adapter().clean_password(cleaned["password"], user=person)
+            except forms.ValidationError as exc:
+                self.add_error("password", exc)
+        return cleaned
