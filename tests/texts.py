@@ -1,0 +1,207 @@
+"""The texts that people read, and their German: a catalog that is made and checked without GNU gettext.
+
+    python -m tests.texts            take in new texts, drop those that are gone, compile the catalog
+    python -m tests.texts --check    only say what is wrong with it
+
+Texts are found in the Python of the apps and in the templates for people; the
+admin is in English. allauth brings German of its own, which mixes *du* and
+*Sie*: those of its texts that say *du* are taken in too, because a catalog of
+ours stands before its own.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+
+import allauth
+from babel.messages.catalog import Catalog, Message
+from babel.messages.extract import extract
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po, write_po
+from django.conf import settings
+from django.utils.translation.template import templatize
+
+ROOT = Path(__file__).resolve().parent.parent
+APPS = ("audit", "tenants", "keys", "budgets", "proxy", "config")
+CATALOG = ROOT / "config" / "locale" / "de" / "LC_MESSAGES" / "django.po"
+COMPILED = CATALOG.with_suffix(".mo")
+THEIRS = Path(allauth.__file__).parent
+
+KEYWORDS = {
+    "_": None,
+    "gettext": None,
+    "gettext_lazy": None,
+    "gettext_noop": None,
+    "ngettext": (1, 2),
+    "ngettext_lazy": (1, 2),
+    "pgettext": ((1, "c"), 2),
+    "pgettext_lazy": ((1, "c"), 2),
+    "npgettext": ((1, "c"), 2, 3),
+}
+SAYS_DU = re.compile(r"\b(?:du|dich|dir|dein\w*)\b", re.IGNORECASE)
+PLACEHOLDER = re.compile(r"%\((\w+)\)[sd]|%[sd]|\{\w*\}")
+# The same texts make the same file, whoever makes it and when.
+MADE = datetime(2026, 11, 27, tzinfo=UTC)
+
+HEADER = """\
+German texts of Tollgate.
+
+Written for people who work with it: they are addressed as "Sie", sentences are short, and one word is
+used for one thing. `python -m tests.texts` keeps this file; write translations into it by hand.
+
+account        Konto                 ledger         Buch (entry: Buchung)
+admin          Verwaltung (role)     limit          Grenze
+allowed        erlaubt               member         Mitglied
+auditor        Prüfung (role)        operator       Betreiber
+booked         gebucht               owner          Inhaber
+budget         Budget                period         Zeitraum
+call           Aufruf                refused        abgelehnt
+cost           Kosten                request        Anfrage
+expires        läuft ab              revoke         widerrufen
+export         Export                rotate         erneuern (a secret)
+finance        Finanzen (role)       run            Lauf
+grace          Übergangsfrist        secret         Geheimnis
+held           zurückgelegt          service acc.   Dienstkonto
+invitation     Einladung             statement      Abrechnung
+key            Schlüssel             team           Team
+kill switch    Notausschalter        tenant         Mandant
+                                     token          Token (of a model only)
+                                     upstream       Modellserver
+                                     usage          Verbrauch"""
+
+
+def sources() -> Iterator[Path]:
+    """Every file that texts for people are in."""
+    for app in APPS:
+        for path in sorted((ROOT / app).rglob("*.py")):
+            if "migrations" not in path.parts:
+                yield path
+    for suffix in ("*.html", "*.txt"):
+        for path in sorted((ROOT / "templates").rglob(suffix)):
+            if "admin" not in path.relative_to(ROOT).parts:
+                yield path
+
+
+def found_in(path: Path, name: str) -> Iterator[Message]:
+    """The texts of one file; ``name`` is where the catalog says they come from."""
+    text = path.read_text(encoding="utf-8")
+    source = text if path.suffix == ".py" else templatize(text, origin=name)
+    for _, msgid, _, context in extract("python", BytesIO(source.encode()), KEYWORDS):
+        yield Message(msgid, locations=[(name, 0)], context=context)
+
+
+def wanted() -> Catalog:
+    """A catalog without German of all texts that need one."""
+    catalog = Catalog(locale="de", project="Tollgate", charset="utf-8", header_comment=_commented(HEADER))
+    for path in sources():
+        for message in found_in(path, str(path.relative_to(ROOT))):
+            catalog.add(message.id, locations=message.locations, context=message.context)
+    for message in _of_allauth():
+        if catalog.get(message.id, message.context) is None:
+            catalog.add(message.id, locations=[("allauth", 0)], context=message.context, flags=message.flags)
+    return catalog
+
+
+def _of_allauth() -> Iterator[Message]:
+    with (THEIRS / "locale" / "de" / "LC_MESSAGES" / "django.po").open("rb") as file:
+        theirs = read_po(file, locale="de")
+    for message in theirs:
+        if message.id and SAYS_DU.search(" ".join(strings_of(message))):
+            yield message
+
+
+def updated() -> Catalog:
+    """The catalog as it should be: all texts that are wanted, with the German that there is."""
+    catalog = wanted()
+    if CATALOG.exists():
+        present = kept()
+        for message in catalog:
+            if message.id and (known := present.get(message.id, message.context)) is not None:
+                message.string = known.string
+    catalog.creation_date = catalog.revision_date = MADE
+    catalog.last_translator = catalog.language_team = catalog.msgid_bugs_address = "Tollgate"
+    catalog.fuzzy = False
+    return catalog
+
+
+def kept() -> Catalog:
+    """The catalog as it is."""
+    with CATALOG.open("rb") as file:
+        return read_po(file, locale="de")
+
+
+def strings_of(message: Message) -> tuple[str, ...]:
+    """The German of a text, in all its numbers; empty ones where there is none."""
+    return (message.string,) if isinstance(message.string, str) else tuple(message.string)
+
+
+def as_po(catalog: Catalog) -> bytes:
+    """A catalog as people edit it, in the order of its texts."""
+    file = BytesIO()
+    write_po(file, catalog, width=110, sort_output=True, include_lineno=False)
+    return file.getvalue()
+
+
+def as_mo(catalog: Catalog) -> bytes:
+    """A catalog as Django reads it."""
+    file = BytesIO()
+    write_mo(file, catalog)
+    return file.getvalue()
+
+
+def troubles() -> Iterator[str]:
+    """What is wrong with the German that people are shown, one sentence for each."""
+    catalog, present = updated(), kept()
+    for message in catalog:
+        if not message.id:
+            continue
+        if not all(strings_of(message)):
+            yield f"no German: {message.id!r}"
+            continue
+        originals = (message.id,) if isinstance(message.id, str) else tuple(message.id)
+        for original, german in zip((*originals, originals[-1]), strings_of(message), strict=False):
+            if not placeholders(german) <= placeholders(original) | placeholders(originals[-1]):
+                yield f"placeholders that are not there: {german!r}"
+            if german == strings_of(message)[-1] and placeholders(german) != placeholders(originals[-1]):
+                yield f"other placeholders: {german!r} for {originals[-1]!r}"
+            if SAYS_DU.search(german):
+                yield f"says du: {german!r}"
+    gone = {(m.id, m.context) for m in present if m.id} - {(m.id, m.context) for m in catalog}
+    for msgid, _ in sorted(gone, key=str):
+        yield f"a text that is gone: {msgid!r}"
+    if CATALOG.read_bytes() != as_po(catalog):
+        yield f"{CATALOG.relative_to(ROOT)} is not as python -m tests.texts writes it"
+    if not COMPILED.exists() or COMPILED.read_bytes() != as_mo(present):
+        yield f"{COMPILED.relative_to(ROOT)} is not what the catalog says"
+
+
+def placeholders(text: str) -> set[str]:
+    """What is filled in, such as ``%(tenant)s``."""
+    return {found[0] for found in PLACEHOLDER.finditer(text)}
+
+
+def _commented(text: str) -> str:
+    return "\n".join(f"# {line}".rstrip() for line in text.splitlines())
+
+
+def main(arguments: list[str]) -> int:
+    if not settings.configured:
+        # ``templatize`` asks for nothing but the charset.
+        settings.configure()
+    if "--check" not in arguments:
+        CATALOG.parent.mkdir(parents=True, exist_ok=True)
+        catalog = updated()
+        CATALOG.write_bytes(as_po(catalog))
+        COMPILED.write_bytes(as_mo(kept()))
+    found = list(troubles())
+    print(*found, sep="\n")  # noqa: T201 - a command
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
