@@ -9,11 +9,12 @@ from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import redirect
 from django.utils.deprecation import MiddlewareMixin
+from django.utils.translation import gettext_lazy as _
 
 from tenants.models import Member, User
 
 GUARDED = ("/admin/", "/portal/", "/manage/")
-WHY = "Set up a second factor first. Your account needs one."
+WHY = _("Set up a second factor first. Your account needs one.")
 
 
 class SecondFactor(MiddlewareMixin):
@@ -23,7 +24,7 @@ class SecondFactor(MiddlewareMixin):
         if not request.path_info.startswith(GUARDED) or not is_missing(request):
             return None
         if request.path_info.startswith("/manage/"):
-            body = {"type": "about:blank", "title": "Forbidden", "status": 403, "detail": WHY}
+            body = {"type": "about:blank", "title": "Forbidden", "status": 403, "detail": str(WHY)}
             return JsonResponse(body, status=403, content_type="application/problem+json")
         messages.warning(request, WHY)
         response: HttpResponse = redirect("mfa_activate_totp")

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
+import smtplib
 import time
+from http import HTTPStatus
 from typing import Any
 
 from allauth.account.adapter import DefaultAccountAdapter
 from allauth.account.authentication import get_authentication_records
-from allauth.core import context
+from allauth.core import context as here
+from allauth.core.exceptions import ImmediateHttpResponse
 from allauth.mfa.adapter import DefaultMFAAdapter
 from allauth.socialaccount.adapter import DefaultSocialAccountAdapter
 from cryptography.fernet import Fernet
 from django.conf import settings
 from django.http import HttpRequest
+from django.shortcuts import render
 
 from proxy.addresses import client_of
+
+logger = logging.getLogger(__name__)
 
 JUST_NOW_SECONDS = 300
 
@@ -31,9 +38,23 @@ class Accounts(DefaultAccountAdapter):
         """Whom throttles count: the client as far as trusted proxies tell it."""
         return str(client_of(request.headers, request.META))
 
+    def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
+        """Send what somebody asked for; where that is not possible they are told, known here or not.
+
+        Raises ``ImmediateHttpResponse``, which answers the request.
+        """
+        try:
+            if not settings.EMAIL_URL:
+                raise ConnectionRefusedError("EMAIL_URL is not set")
+            super().send_mail(template_prefix, email, context)
+        except (OSError, smtplib.SMTPException) as exc:
+            logger.error("%s could not be mailed: %s", template_prefix, type(exc).__name__)
+            answer = render(here.request, "account/no_mail.html", status=HTTPStatus.SERVICE_UNAVAILABLE)
+            raise ImmediateHttpResponse(answer) from exc
+
     def is_reauthentication_required(self, *, app: str, **kwargs: Any) -> bool:
         """Whether the password is asked for again: not of somebody who has only just signed in with it."""
-        request = context.request
+        request = here.request
         records = get_authentication_records(request, request.user)
         newest = max((record["at"] for record in records), default=0)
         return time.time() - newest > JUST_NOW_SECONDS

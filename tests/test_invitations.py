@@ -239,7 +239,7 @@ def test_what_happens_to_an_invitation_counts_for_a_page_that_is_open_already(
 def test_a_link_is_good_for_seven_days_and_not_a_moment_longer(acme: Tenant, owner: User) -> None:
     invitation, token = an_invitation(acme, owner)
     person = services.create_user(username="mia", email="", actor="test")
-    assert GOOD_FOR == timedelta(days=7)
+    assert timedelta(days=7) == GOOD_FOR
 
     with time_machine.travel(invitation.created_at + GOOD_FOR + timedelta(seconds=1), tick=False):
         assert opened(token)[1].status_code == 404
