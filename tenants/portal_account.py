@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from zoneinfo import available_timezones
 
+from allauth.account.models import EmailAddress
+from allauth.account.views import email as email_page
 from allauth.mfa.models import Authenticator
 from allauth.usersessions.models import UserSession
 from django import forms
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
+from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import path
@@ -75,4 +78,29 @@ def account(request: HttpRequest) -> HttpResponse:
     return render(request, "account/overview.html", context, status=400 if form.errors else 200)
 
 
-urlpatterns = [path("", account, name="account")]
+@login_required
+def email(request: HttpRequest) -> HttpResponse:
+    """allauth's page, once it knows of the address that whoever added the person entered.
+
+    It would take that for a change that was never confirmed, and forget it with
+    the next one.
+    """
+    _note_address(User.objects.get(pk=request.user.pk))
+    answer: HttpResponse = email_page(request)
+    return answer
+
+
+@transaction.atomic
+def _note_address(user: User) -> None:
+    if not user.email or EmailAddress.objects.filter(user=user, email__iexact=user.email).exists():
+        return
+    # What another person had once and has no more.
+    EmailAddress.objects.filter(email__iexact=user.email).exclude(user=user).delete()
+    EmailAddress.objects.filter(user=user, primary=True).update(primary=False)
+    EmailAddress.objects.create(user=user, email=user.email, primary=True, verified=True)
+
+
+urlpatterns = [
+    path("", account, name="account"),
+    path("email/", email, name="account_email"),
+]
