@@ -125,7 +125,7 @@ def usage(request: HttpRequest, access: Access) -> HttpResponse:
         "filters": list(_filters(selection, access, whole.by)),
         "headings": [_heading(selection, whole.by, order, figure) for figure in HEADINGS],
         "rows": [_row(access, whole.by, part.row, part.selection) for part in explained.parts],
-        "left_out": grouped(whole.left_out),
+        "left_out": grouped(whole.left_out) if whole.left_out else "",
         "rest": _line(whole.rest, ""),
         "total": _line(whole.total, _entries_page(access, selection)),
         "of_own_keys": access.usage == Reach.OWN_KEYS,

@@ -281,7 +281,7 @@ class Invitation(models.Model):
     email = models.EmailField()
     role = models.CharField(max_length=10, choices=Member.Role.choices, default=Member.Role.MEMBER)
     team = models.ForeignKey(
-        Team, on_delete=models.PROTECT, related_name="invitations", null=True, blank=True
+        Team, on_delete=models.SET_NULL, related_name="invitations", null=True, blank=True
     )
     token_digest = models.CharField(max_length=64, unique=True, editable=False)
     invited_by = models.ForeignKey(User, on_delete=models.PROTECT, related_name="invitations_sent")

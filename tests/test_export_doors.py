@@ -286,7 +286,7 @@ def test_an_order_is_followed_on_a_page_that_looks_again_by_itself(acme: Tenant,
     assert '<progress max="1" value="0">' in running.content.decode()
     assert "Refresh" not in ready.headers
     export = Export.objects.get()
-    for text in (export.sha256, f"{PAGE}files/{export.link}/", "It is ready until"):
+    for text in (export.sha256, f"{PAGE}files/{export.link}/", "It is ready. The link is yours alone."):
         assert text in ready.content.decode()
     listed = browser.get(PAGE).content.decode()
     assert page in listed

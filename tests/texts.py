@@ -43,6 +43,8 @@ KEYWORDS = {
     "pgettext_lazy": ((1, "c"), 2),
     "npgettext": ((1, "c"), 2, 3),
 }
+INDENTED = re.compile(r"^[ \t]+", re.MULTILINE)
+OF_ALLAUTH = re.compile(r"(templates/)?(allauth|account|mfa|socialaccount|usersessions)/")
 SAYS_DU = re.compile(r"\b(?:du|dich|dir|dein\w*)\b", re.IGNORECASE)
 PLACEHOLDER = re.compile(r"%\((\w+)\)[sd]|%[sd]|\{\w*\}")
 # The same texts make the same file, whoever makes it and when.
@@ -90,7 +92,8 @@ def sources() -> Iterator[Path]:
 def found_in(path: Path, name: str) -> Iterator[Message]:
     """The texts of one file; ``name`` is where the catalog says they come from."""
     text = path.read_text(encoding="utf-8")
-    source = text if path.suffix == ".py" else templatize(text, origin=name)
+    # Of a template Django makes lines of Python, in which how far they are indented means nothing.
+    source = text if path.suffix == ".py" else INDENTED.sub("", templatize(text, origin=name))
     for _, msgid, _, context in extract("python", BytesIO(source.encode()), KEYWORDS):
         yield Message(msgid, locations=[(name, 0)], context=context)
 
@@ -111,7 +114,8 @@ def _of_allauth() -> Iterator[Message]:
     with (THEIRS / "locale" / "de" / "LC_MESSAGES" / "django.po").open("rb") as file:
         theirs = read_po(file, locale="de")
     for message in theirs:
-        if message.id and SAYS_DU.search(" ".join(strings_of(message))):
+        shown = any(OF_ALLAUTH.match(path) for path, _ in message.locations)
+        if message.id and shown and SAYS_DU.search(" ".join(strings_of(message))):
             yield message
 
 
@@ -137,7 +141,8 @@ def kept() -> Catalog:
 
 def strings_of(message: Message) -> tuple[str, ...]:
     """The German of a text, in all its numbers; empty ones where there is none."""
-    return (message.string,) if isinstance(message.string, str) else tuple(message.string)
+    german = message.string or ""
+    return (german,) if isinstance(german, str) else tuple(german)
 
 
 def as_po(catalog: Catalog) -> bytes:
