@@ -14,7 +14,7 @@ from django.db import IntegrityError
 from django.utils.dateparse import parse_date, parse_datetime
 from django.utils.timezone import now
 
-from tenants.models import Member, Tenant
+from tenants.models import Member, ServiceAccount, Tenant
 
 _SPAN = re.compile(r"([1-9]\d{0,5})([mhd])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
@@ -49,6 +49,14 @@ def member_with(email: str, tenant: Tenant) -> Member:
         return Member.objects.select_related("user").get(tenant=tenant, user__email__iexact=email)
     except Member.DoesNotExist as exc:
         raise CommandError(f"Nobody at {tenant.slug} has the e-mail address {email!r}.") from exc
+
+
+def service_account_called(name: str, tenant: Tenant) -> ServiceAccount:
+    """The open service account of ``tenant`` with this name; raises ``CommandError`` if there is none."""
+    try:
+        return ServiceAccount.objects.get(tenant=tenant, name=name, closed_at=None)
+    except ServiceAccount.DoesNotExist as exc:
+        raise CommandError(f"{tenant.slug} has no service account {name!r}.") from exc
 
 
 def moment(text: str, zone: str) -> datetime:

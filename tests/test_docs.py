@@ -313,7 +313,10 @@ def without_ids(text: str) -> str:
 def test_the_examples_of_the_management_api_run(house: House) -> None:
     page = (ROOT / "docs" / "management-api.md").read_text()
     written = re.findall(r"^```sh\n(.+?)^```$", page, re.MULTILINE | re.DOTALL)
-    environment = environment_of(house) | {"MANAGEMENT_KEY": manager().secret}
+    environment = environment_of(house) | {
+        "MANAGEMENT_KEY": manager().secret,
+        "KEY_ID": str(house.ada.key.pk),
+    }
 
     said = ""
     for example in written:
@@ -323,8 +326,8 @@ def test_the_examples_of_the_management_api_run(house: House) -> None:
         assert ran.returncode == 0, ran.stderr
         said += ran.stdout
 
-    assert len(written) == 3
-    for told in ('"slug":"acme"', '"name":"Research"', '"limit_usd":"25.000000"'):
+    assert len(written) == 4
+    for told in ('"slug":"acme"', '"retires_on_use":false', '"name":"Research"', '"limit_usd":"25.000000"'):
         assert told in said
 
 

@@ -161,10 +161,13 @@ def test_issue_key_tells_all_about_the_key_in_json(acme, ada):
         "public_id": secrets.public_id_of(secret),
         "tenant": "acme",
         "member": "ada@example.org",
+        "service_account": None,
         "label": "nightly",
         "expires_at": "2099-01-31T00:00:00+01:00",
         "allow_all_models": False,
         "models": ["tiny:latest"],
+        "scopes": None,
+        "address_blocks": None,
         "in_force": True,
     }
 
@@ -190,7 +193,7 @@ def test_revoke_key_revokes_and_says_that_it_is_in_force(by):
     key = ApiKey.objects.get()
     assert told == [
         f"Revoked key nightly ({key.pk}) of acme.",
-        "In force: no process admits another call with it.",
+        "In force: no process admits another call with it. Running calls that end: 0.",
     ]
     assert key.revoked_reason == "lost"
     assert key.revoked_at is not None
@@ -200,6 +203,7 @@ def test_revoke_key_revokes_and_says_that_it_is_in_force(by):
         "label": "nightly",
         "revoked_now": False,
         "revoked_at": key.revoked_at.isoformat(),
+        "running_calls": 0,
         "in_force": True,
     }
     assert AuditEvent.objects.filter(action="key.revoked").count() == 1
@@ -220,6 +224,67 @@ def test_revoke_key_says_when_the_change_is_pending(settings):
     settings.CACHES = working
     assert run_json("revoke_key", issued["public_id"], "--reason", "lost")["in_force"] is True
     redis_now().delete(generations.NUMBERS)
+
+
+def test_issue_key_limits_a_key_of_a_service_account(acme):
+    account = services.create_service_account(tenant=acme, name="build", actor="root")
+
+    issued = run_json(
+        "issue_key", "--tenant", "acme", "--label", "ci", "--service-account", "build", "--scope", "chat",
+        "--scope", "models", "--address-block", "192.0.2.7", "--address-block", "2001:db8::/32",
+    )  # fmt: skip
+
+    key = ApiKey.objects.get()
+    assert (key.service_account, key.member) == (account, None)
+    assert issued["service_account"] == "build"
+    assert key.scopes == issued["scopes"] == ["chat", "models"]
+    assert key.address_blocks == issued["address_blocks"] == ["192.0.2.7/32", "2001:db8::/32"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--service-account", "nobody"], "acme has no service account 'nobody'."),
+        (["--scope", "everything"], "invalid choice: 'everything'"),
+        (["--address-block", "192.0.2.7/24"], "Is 192.0.2.0/24 meant?"),
+    ],
+)
+def test_issue_key_says_what_a_key_cannot_be_limited_to(acme, options, told):
+    with pytest.raises(CommandError) as refused:
+        run("issue_key", "--tenant", "acme", "--label", "nightly", *options)
+
+    assert told in str(refused.value)
+    assert not ApiKey.objects.exists()
+
+
+def test_a_key_is_disabled_enabled_and_rotated_by_command(acme):
+    issued = run_json("issue_key", "--tenant", "acme", "--label", "nightly")
+
+    disabled = run("disable_key", issued["public_id"], "--reason", "odd calls").splitlines()
+    again = run_json("disable_key", issued["public_id"], "--reason", "odd calls")
+    enabled = run_json("enable_key", issued["public_id"], "--reason", "explained")
+    rotated = run("rotate_key", issued["public_id"], "--grace", "24h").splitlines()
+
+    key = ApiKey.objects.get()
+    assert disabled == [
+        f"Disabled key nightly ({key.pk}) of acme.",
+        "In force: no process admits a call with it. Running calls that end: 0.",
+    ]
+    assert (again["disabled_now"], enabled["enabled_now"], enabled["disabled_at"]) == (False, True, None)
+    assert rotated[0].startswith(
+        f"Rotated key nightly ({key.pk}) of acme. The secret before works on: for 24"
+    )
+    newest, older = key.secrets.order_by("-created_at")
+    assert rotated[1][3:15] == newest.public_id
+    assert (newest.retires_at, older.retires_at - newest.created_at < timedelta(hours=24)) == (None, True)
+
+
+def test_a_revoked_key_is_not_rotated(acme):
+    issued = run_json("issue_key", "--tenant", "acme", "--label", "nightly")
+    run("revoke_key", issued["public_id"], "--reason", "lost")
+
+    with pytest.raises(CommandError, match="Issue a new one"):
+        run("rotate_key", issued["public_id"], "--grace", "now")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from audit.recording import person_at_the_shell
 from budgets import services
 from budgets.api.kill_switches import switch_as_json
 from budgets.models import KillSwitch
-from keys.management.commands.revoke_key import key_called
+from keys.commands import key_called
 from tenants import generations
 from tenants.commands import moment, tenant_called, told_plainly
 

@@ -7,7 +7,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from budgets.api.running_calls import call_as_json
 from budgets.running_calls import running_calls
-from keys.management.commands.revoke_key import key_called
+from keys.commands import key_called
 from tenants.commands import tenant_called
 from tenants.redis import RedisError
 

@@ -5,7 +5,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from audit.recording import person_at_the_shell
 from keys import services
-from keys.management.commands.revoke_key import key_called
+from keys.commands import key_called
 from keys.models import PolicyRule
 from keys.policies import OPTIONS
 from tenants import generations

@@ -4,7 +4,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from keys.callers import policy_of
-from keys.management.commands.revoke_key import key_called
+from keys.commands import key_called
 from keys.policies import OPTIONS, Rule, rule_of
 
 
