@@ -6,7 +6,7 @@ from django.utils.timezone import now
 
 from audit.redaction import LONGEST_TEMPLATE, MOST_TEMPLATES, check_template
 from keys.endpoints import ENDPOINTS, validate_endpoints
-from keys.networks import NetworkField
+from keys.networks import NetworkField, network_in
 from keys.policies import OPTIONS
 from keys.scopes import SCOPES
 from tenants.ids import new_id
@@ -156,6 +156,11 @@ class ApiKey(models.Model):
             raise ValidationError({"service_account": "The service account belongs to another tenant."})
         if account is not None and account.closed_at is not None and self.revoked_at is None:
             raise ValidationError({"service_account": "The service account is closed."})
+        if self.address_blocks is not None:
+            try:
+                self.address_blocks = list(dict.fromkeys(map(network_in, self.address_blocks)))
+            except ValidationError as exc:
+                raise ValidationError({"address_blocks": exc}) from exc
 
 
 class KeySecret(models.Model):

@@ -119,7 +119,7 @@ def change_key(*, key: ApiKey, actor: str, **changes: Any) -> ApiKey:
         tenant_id=key.tenant_id,
         label=key.label,
         before=before,
-        after=changes,
+        after={name: getattr(key, name) for name in changes},
     )
     transaction.on_commit(generations.project_quietly)
     return key
