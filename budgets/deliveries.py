@@ -78,7 +78,7 @@ def _claimed(deliveries: list[Delivery]) -> list[Delivery]:
             delivery.next_at = now() + timedelta(seconds=pause_seconds(delivery.begun))
             begun.append(delivery)
         delivery.save()
-    known = Delivery.objects.select_related("notice", "recipient")
+    known = Delivery.objects.select_related("notice", "recipient", "person")
     return list(known.filter(pk__in=[delivery.pk for delivery in begun]))
 
 
@@ -95,12 +95,12 @@ def _send_all(deliveries: list[Delivery]) -> int:
 
 def _attempt(delivery: Delivery) -> tuple[int | None, str]:
     """Send; returns the status of HTTP, if there is one, and what went wrong, or nothing."""
-    recipient = delivery.recipient
-    if recipient is None:
+    recipient, address = delivery.recipient, _mailbox(delivery)
+    if recipient is None and not address:
         return None, "the recipient was removed"
     try:
-        if recipient.kind == Recipient.Kind.EMAIL:
-            _mail(recipient, delivery)
+        if recipient is None or address:
+            _mail(address, delivery)
             return None, ""
         body = orjson.dumps(delivery.notice.facts)
         headers = {"Content-Type": "application/json", "User-Agent": "Tollgate"}
@@ -115,9 +115,18 @@ def _attempt(delivery: Delivery) -> tuple[int | None, str]:
     return status, "" if 200 <= status < 300 else f"the receiver answered {status}"
 
 
+def _mailbox(delivery: Delivery) -> str:
+    """The address that a notice is mailed to; empty if it goes to a webhook, or there is nobody any more."""
+    if delivery.person is not None:
+        return delivery.person.email if delivery.person.is_active else ""
+    recipient = delivery.recipient
+    return recipient.address if recipient is not None and recipient.kind == Recipient.Kind.EMAIL else ""
+
+
 def _note(delivery: Delivery, status: int | None, error: str) -> bool:
     """Write down how an attempt ended; return whether the notice has arrived."""
-    last = delivery.recipient is None or delivery.begun >= MOST_ATTEMPTS
+    nobody = delivery.recipient is None and not _mailbox(delivery)
+    last = nobody or delivery.begun >= MOST_ATTEMPTS
     with transaction.atomic():
         # A repeat that was claimed meanwhile may have ended first.
         row = Delivery.objects.select_for_update().get(pk=delivery.pk)
@@ -131,7 +140,7 @@ def _note(delivery: Delivery, status: int | None, error: str) -> bool:
     return not error
 
 
-def _mail(recipient: Recipient, delivery: Delivery) -> None:
+def _mail(address: str, delivery: Delivery) -> None:
     """Send a notice as a plain message; its id is that of the delivery, so a repeat is known as one."""
     if not settings.EMAIL_URL:
         raise NotDelivered("EMAIL_URL is not set")
@@ -139,7 +148,7 @@ def _mail(recipient: Recipient, delivery: Delivery) -> None:
     message = EmailMessage(
         subject="[Tollgate] " + " ".join(notice.text.split())[:150],
         body=f"{notice.text}\n\n{_lines(notice.facts)}\n",
-        to=[recipient.address],
+        to=[address],
         headers={"Message-ID": f"<{delivery.pk}@tollgate>", "Auto-Submitted": "auto-generated"},
     )
     try:

@@ -12,6 +12,7 @@ from budgets import (
     booking,
     closing,
     deliveries,
+    key_expiry,
     learning,
     ledger,
     price_proposals,
@@ -53,6 +54,12 @@ def look() -> None:
 def deliver() -> None:
     """Send what people are told; every few seconds."""
     deliveries.deliver()
+
+
+@shared_task(ignore_result=True)
+def warn_of_expiry() -> None:
+    """Tell people of keys that expire soon; every few minutes."""
+    key_expiry.warn()
 
 
 @shared_task(ignore_result=True)

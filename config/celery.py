@@ -24,6 +24,7 @@ EVERY = {
     "budgets.tasks.deliver": 5.0,
     "budgets.tasks.make_exports": 2.0,
     "budgets.tasks.expire_exports": 300.0,
+    "budgets.tasks.warn_of_expiry": 300.0,
     "budgets.tasks.close_periods": 60.0,
     "budgets.tasks.forget_prompts": 60.0,
     "budgets.tasks.trim": 300.0,

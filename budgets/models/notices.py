@@ -14,7 +14,7 @@ from django.db.models import Q
 from django.utils.timezone import now
 
 from tenants.ids import new_id
-from tenants.models import Tenant
+from tenants.models import Tenant, User
 
 
 def new_salt() -> str:
@@ -47,6 +47,7 @@ class Happening(models.TextChoices):
     RAISE_ENDED = "raise_ended", "a raise of a budget is over"
     KILL_SWITCH_ARMED = "kill_switch_armed", "a kill switch stops calls"
     KILL_SWITCH_LIFTED = "kill_switch_lifted", "a kill switch no longer stops calls"
+    KEY_EXPIRES = "key_expires", "a key expires soon"
     BOOKS_DISAGREE = "books_disagree", "the books do not agree"
     RECORD_PARKED = "record_parked", "a usage record could not be booked"
     TEST = "test", "somebody tries whether notices arrive"
@@ -161,7 +162,9 @@ class Notice(models.Model):
 
 
 class Delivery(models.Model):
-    """One notice on its way to one recipient; ``id`` is what the receiver knows a repeat by.
+    """One notice on its way to one recipient, or by mail to a person whom it concerns.
+
+    ``id`` is what the receiver knows a repeat by.
 
     ``next_at``: when it is tried next; also when it is tried again, should the
     process that tries it now die. ``attempts`` has ``at``, ``status`` (of HTTP)
@@ -176,6 +179,7 @@ class Delivery(models.Model):
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     notice = models.ForeignKey(Notice, on_delete=models.CASCADE, related_name="deliveries")
     recipient = models.ForeignKey(Recipient, on_delete=models.SET_NULL, null=True, related_name="deliveries")
+    person = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, related_name="+")
     to = models.TextField(help_text="The recipient as it was, without secrets.")
     state = models.CharField(max_length=10, choices=State.choices, default=State.WAITING)
     begun = models.PositiveSmallIntegerField(default=0, help_text="How many attempts were begun.")
@@ -189,6 +193,12 @@ class Delivery(models.Model):
         constraints = [
             models.UniqueConstraint(
                 fields=["notice", "recipient"], name="budgets_delivery_once_per_notice_and_recipient"
+            ),
+            models.UniqueConstraint(
+                fields=["notice", "person"], name="budgets_delivery_once_per_notice_and_person"
+            ),
+            models.CheckConstraint(
+                condition=Q(recipient=None) | Q(person=None), name="budgets_delivery_goes_to_one"
             ),
             models.CheckConstraint(
                 condition=Q(state__in=["waiting", "delivered", "dead"]),
