@@ -328,6 +328,31 @@ def create_service_account(
 
 
 @transaction.atomic
+def change_service_account(
+    *, account: ServiceAccount, actor: str, name: str, team: Team | None
+) -> ServiceAccount:
+    """Give a service account a name and a team (or none); returns it as it is then.
+
+    Raises ``ValidationError`` for a name that another open one has, and for another tenant's team.
+    """
+    account = ServiceAccount.objects.select_for_update().get(pk=account.pk)
+    before = {"name": account.name, "team": account.team_id}
+    account.name, account.team = name, team
+    account.full_clean()
+    account.save(update_fields=["name", "team"])
+    record(
+        action="service_account.changed",
+        actor=actor,
+        subject=str(account.pk),
+        tenant_id=account.tenant_id,
+        before=before,
+        after={"name": name, "team": account.team_id},
+    )
+    transaction.on_commit(generations.project_quietly)
+    return account
+
+
+@transaction.atomic
 def close_service_account(*, account: ServiceAccount, actor: str, reason: str) -> int | None:
     """Close a service account for good and revoke its keys; return how many keys were revoked by that.
 
@@ -338,8 +363,10 @@ def close_service_account(*, account: ServiceAccount, actor: str, reason: str) -
     if account.closed_at is not None:
         return None
     revoked = _tell(service_account_closes, account=account, actor=actor)
-    account.closed_at = now()
-    account.save(update_fields=["closed_at"])
+    team = account.team_id
+    # Let go, so that a team with nobody left can be deleted.
+    account.closed_at, account.team = now(), None
+    account.save(update_fields=["closed_at", "team"])
     record(
         action="service_account.closed",
         actor=actor,
@@ -347,6 +374,7 @@ def close_service_account(*, account: ServiceAccount, actor: str, reason: str) -
         tenant_id=account.tenant_id,
         reason=reason,
         name=account.name,
+        team=team,
         revoked_keys=revoked,
     )
     transaction.on_commit(generations.project_quietly)

@@ -41,9 +41,7 @@ def a_member(tenant: Tenant, name: str, role: str = "member") -> Member:
 
 def a_key(tenant: Tenant, **options: Any) -> ApiKey:
     with time_machine.travel(START, tick=False):
-        key, _ = issue_key(
-            **{"tenant": tenant, "label": "nightly", "expires_at": ENDS, "actor": "test"} | options
-        )
+        key, _ = issue_key(tenant=tenant, label="nightly", expires_at=ENDS, actor="test", **options)
     return key
 
 
@@ -113,7 +111,7 @@ def test_after_a_long_pause_only_the_nearest_threshold_is_told(acme: Tenant) -> 
     a_key(acme, member=a_member(acme, "ada"))
 
     assert warned(timedelta(hours=5)) == [1]
-    assert sorted(Notice.objects.values_list("threshold", flat=True)) == [1, 7, 14]
+    assert set(Notice.objects.values_list("threshold", flat=True)) == {1, 7, 14}
 
 
 def test_another_end_is_told_of_anew(acme: Tenant) -> None:

@@ -7,8 +7,8 @@ the same whatever the gateway is set to. Names that nobody knows are refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import NoneType
 from typing import Any
@@ -29,12 +29,15 @@ class Shape:
     """What the rows of a section look like: the types and defaults of their settings.
 
     ``identity`` names the columns that say which thing a row is; those that it
-    may leave out are in ``fields`` too, with their defaults.
+    may leave out are in ``fields`` too, with their defaults. ``canonical`` has,
+    of columns in which the same can be written in several ways, what makes the
+    one way of it that is compared.
     """
 
     section: str
     identity: tuple[str, ...]
     fields: Mapping[str, tuple[tuple[type, ...], Any]]
+    canonical: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
 
     def row(self, told: object, place: str) -> Row:
         """A row with every column; raises ``ValidationError`` for one that cannot be read."""
@@ -50,6 +53,8 @@ class Shape:
             if name not in self.fields and value is None:
                 raise ValidationError(f"{place} needs {name}.")
             row[name] = _checked(value, types, f"{name} of {place}")
+            if name in self.canonical and row[name] is not None:
+                row[name] = self.canonical[name](row[name])
         return row
 
     def identity_of(self, row: Row) -> Identity:

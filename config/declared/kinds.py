@@ -9,18 +9,29 @@ from types import NoneType
 from typing import Any, TypeVar
 
 from django.core.exceptions import ValidationError
-from django.db.models import Q
+from django.db.models import Q, Value
+from django.db.models.functions import Concat
 
 from budgets import services as limits
-from budgets.models import Budget, OutageCredit, Price, RateLimit, ScopedRow, default_thresholds
+from budgets.models import (
+    Budget,
+    OutageCredit,
+    Price,
+    RateLimit,
+    ScopedRow,
+    UpstreamCost,
+    default_thresholds,
+)
 from budgets.periods import kind_and_seconds
 from config.declared.document import Document, Row, Shape
 from keys import services as keys
-from keys.models import ApiKey, PolicyRule
+from keys.models import ApiKey, PolicyRule, PromptRules
+from keys.networks import network_in
+from keys.prompts import set_prompt_rules
 from proxy import services as routes
 from proxy.models import ModelAlias, Upstream
 from tenants import services as tenants
-from tenants.models import Member, Team, Tenant
+from tenants.models import Member, ServiceAccount, Team, Tenant
 
 Found = TypeVar("Found")
 # A secret that was made on the way, under the name of its key.
@@ -85,17 +96,26 @@ def _member(tenant: Tenant, email: str) -> Member:
     return _found(found, f"member {email} of {tenant.slug}")
 
 
+def _account(tenant: Tenant, name: str) -> ServiceAccount:
+    found = ServiceAccount.objects.filter(tenant=tenant, name=name, closed_at=None).first()
+    return _found(found, f"service account {name} of {tenant.slug}")
+
+
 def _key(tenant: Tenant, name: str) -> ApiKey:
-    """A live key by its name: its label, behind ``E-MAIL/`` if it is a member's."""
+    """A live key by its name: its label, behind ``E-MAIL/`` or ``ACCOUNT/`` if it is somebody's."""
     live = ApiKey.objects.filter(tenant=tenant, revoked_at=None, kind=ApiKey.Kind.SECRET)
     email, _, label = name.partition("/")
-    found = live.filter(member=None, label=name).first()
+    found = live.filter(member=None, service_account=None, label=name).first()
     found = found or live.filter(member__user__email__iexact=email, label=label).first()
+    of_account = live.annotate(named=Concat("service_account__name", Value("/"), "label"))
+    found = found or of_account.filter(service_account__isnull=False, named=name).first()
     return _found(found, f"key {name} of {tenant.slug}")
 
 
 def _name_of(key: ApiKey) -> str:
-    return key.label if key.member is None else f"{key.member.user.email}/{key.label}"
+    if key.member is not None:
+        return f"{key.member.user.email}/{key.label}"
+    return key.label if key.service_account is None else f"{key.service_account.name}/{key.label}"
 
 
 def _whose(row: Row) -> dict[str, Any]:
@@ -127,7 +147,7 @@ def _whose_told(row: ScopedRow) -> Row:
     }
 
 
-WITH_WHOSE = ("tenant", "team", "member__user", "key__member__user")
+WITH_WHOSE = ("tenant", "team", "member__user", "key__member__user", "key__service_account")
 # Of keys that nobody can call with any more, or that have no secret, nothing is declared.
 NOT_DECLARED = Q(key__isnull=False) & (Q(key__revoked_at__isnull=False) | ~Q(key__kind=ApiKey.Kind.SECRET))
 
@@ -169,7 +189,9 @@ def _remove_alias(row: Row, actor: str) -> object:
 
 # Tenants, teams and keys
 
-TENANT_FIELDS = ("name", "time_zone", "week_start", "allow_all_models", "models", "needs_second_factor")
+TENANT_FIELDS = (
+    "name", "time_zone", "week_start", "allow_all_models", "models", "needs_second_factor", "max_key_days",
+)  # fmt: skip
 
 
 def _tenants() -> Iterator[Row]:
@@ -212,39 +234,85 @@ def _remove_team(row: Row, actor: str) -> object:
     return tenants.delete_team(team=team, actor=actor)
 
 
-KEY_FIELDS = ("expires_at", "allow_all_models", "models")
+def _accounts() -> Iterator[Row]:
+    for one in ServiceAccount.objects.filter(closed_at=None).select_related("tenant", "team"):
+        yield {"tenant": one.tenant.slug, "name": one.name, "team": one.team and one.team.name}
+
+
+def _make_account(row: Row, changed: list[str] | None, actor: str, secrets: Secrets) -> object:
+    tenant = _of_tenant(row["tenant"])
+    name = row["team"]
+    team = name and _found(Team.objects.filter(tenant=tenant, name=name).first(), f"team {name}")
+    if changed is None:
+        return tenants.create_service_account(tenant=tenant, name=row["name"], team=team, actor=actor)
+    account = _account(tenant, row["name"])
+    return tenants.change_service_account(account=account, actor=actor, name=row["name"], team=team)
+
+
+def _remove_account(row: Row, actor: str) -> object:
+    account = _account(_of_tenant(row["tenant"]), row["name"])
+    return tenants.close_service_account(account=account, actor=actor, reason="no longer declared")
+
+
+KEY_FIELDS = ("expires_at", "allow_all_models", "models", "scopes", "address_blocks", "prompt_log_days")
 
 
 def _keys() -> Iterator[Row]:
     live = ApiKey.objects.filter(revoked_at=None, kind=ApiKey.Kind.SECRET)
-    for one in live.select_related("tenant", "member__user").order_by("tenant__slug", "label", "id"):
+    named = live.select_related("tenant", "member__user", "service_account")
+    for one in named.order_by("tenant__slug", "label", "id"):
         yield {
             "tenant": one.tenant.slug,
             "member": one.member and one.member.user.email,
+            "service_account": one.service_account and one.service_account.name,
             "label": one.label,
+            **{name: getattr(one, name) for name in KEY_FIELDS},
             "expires_at": one.expires_at and one.expires_at.astimezone(UTC),
-            "allow_all_models": one.allow_all_models,
-            "models": one.models,
+            "disabled": one.disabled_at is not None,
         }
 
 
 def _make_key(row: Row, changed: list[str] | None, actor: str, secrets: Secrets) -> object:
     tenant = _of_tenant(row["tenant"])
-    member = row["member"] and _member(tenant, row["member"])
-    if changed is not None:
-        key = ApiKey.objects.get(tenant=tenant, member=member, label=row["label"], revoked_at=None)
-        return keys.change_key(key=key, actor=actor, **{name: row[name] for name in changed})
+    holder: dict[str, Any] = {
+        "member": row["member"] and _member(tenant, row["member"]),
+        "service_account": row["service_account"] and _account(tenant, row["service_account"]),
+    }
     settings = {name: row[name] for name in KEY_FIELDS}
-    key, secret = keys.issue_key(tenant=tenant, member=member, label=row["label"], actor=actor, **settings)
-    secrets[f"{tenant.slug}: {_name_of(key)}"] = secret
+    if changed is None:
+        key, secret = keys.issue_key(tenant=tenant, label=row["label"], actor=actor, **holder, **settings)
+        secrets[f"{tenant.slug}: {_name_of(key)}"] = secret
+        changed = ["disabled"] if row["disabled"] else []
+    else:
+        key = ApiKey.objects.get(tenant=tenant, label=row["label"], revoked_at=None, **holder)
+        if others := {name: settings[name] for name in changed if name in settings}:
+            key = keys.change_key(key=key, actor=actor, **others)
+    if "disabled" in changed:
+        turn = keys.disable_key if row["disabled"] else keys.enable_key
+        turn(key=key, actor=actor, reason="declared")
     return key
 
 
 def _remove_key(row: Row, actor: str) -> object:
-    name = row["label"] if row["member"] is None else f"{row['member']}/{row['label']}"
+    holder = row["member"] or row["service_account"]
+    name = row["label"] if holder is None else f"{holder}/{row['label']}"
     return keys.revoke_key(
         key=_key(_of_tenant(row["tenant"]), name), actor=actor, reason="no longer declared"
     )
+
+
+def _prompt_rules() -> Iterator[Row]:
+    for one in PromptRules.objects.select_related("tenant").exclude(readers=[], redactions=[]):
+        yield {"tenant": one.tenant.slug, "readers": one.readers, "redactions": one.redactions}
+
+
+def _make_prompt_rules(row: Row, changed: list[str] | None, actor: str, secrets: Secrets) -> object:
+    rules = {name: row[name] for name in ("readers", "redactions")}
+    return set_prompt_rules(tenant=_of_tenant(row["tenant"]), actor=actor, **rules)
+
+
+def _remove_prompt_rules(row: Row, actor: str) -> object:
+    return set_prompt_rules(tenant=_of_tenant(row["tenant"]), actor=actor, readers=[], redactions=[])
 
 
 # Limits, prices and policies
@@ -312,11 +380,36 @@ def _remove_price(row: Row, actor: str) -> object:
     return limits.remove_price(price=found, actor=actor)
 
 
+COSTS = (
+    "hardware_price", "life_months", "busy_watts", "idle_watts", "kwh_price", "other_per_month", "gpus",
+)  # fmt: skip
+
+
+def _costs() -> Iterator[Row]:
+    for one in UpstreamCost.objects.all():
+        yield {
+            "upstream": one.upstream,
+            "starts_at": one.starts_at.astimezone(UTC),
+            **{name: getattr(one, name) for name in COSTS},
+        }
+
+
+def _make_cost(row: Row, changed: list[str] | None, actor: str, secrets: Secrets) -> object:
+    return limits.set_upstream_cost(actor=actor, **row)
+
+
+def _remove_cost(row: Row, actor: str) -> object:
+    found = UpstreamCost.objects.get(upstream=row["upstream"], starts_at=row["starts_at"])
+    return limits.remove_upstream_cost(cost=found, actor=actor)
+
+
 SAYS = ("allowed", "minimum", "maximum", "default_value")
 
 
 def _policies() -> Iterator[Row]:
-    for one in PolicyRule.objects.select_related("tenant", "key__member__user").exclude(NOT_DECLARED):
+    for one in PolicyRule.objects.select_related(
+        "tenant", "key__member__user", "key__service_account"
+    ).exclude(NOT_DECLARED):
         yield {
             "tenant": one.tenant and one.tenant.slug,
             "key": one.key and _name_of(one.key),
@@ -372,6 +465,7 @@ KINDS = {
                     "allow_all_models": (YES_OR_NO, False),
                     "models": (MAYBE_LIST, None),
                     "needs_second_factor": (YES_OR_NO, False),
+                    "max_key_days": (MAYBE_NUMBER, None),
                     "suspended": (YES_OR_NO, False),
                 },
             ),
@@ -379,17 +473,31 @@ KINDS = {
         ),
         Kind(Shape("teams", ("tenant", "name"), {}), _teams, _make_team, _remove_team),
         Kind(
+            Shape("service_accounts", ("tenant", "name"), {"team": (MAYBE_TEXT, None)}),
+            _accounts, _make_account, _remove_account,
+        ),
+        Kind(
             Shape(
                 "keys",
-                ("tenant", "member", "label"),
+                ("tenant", "member", "service_account", "label"),
                 {
                     "member": (MAYBE_TEXT, None),
+                    "service_account": (MAYBE_TEXT, None),
                     "expires_at": (MAYBE_MOMENT, None),
                     "allow_all_models": (MAYBE_YES, None),
                     "models": (MAYBE_LIST, None),
+                    "scopes": (MAYBE_LIST, None),
+                    "address_blocks": (MAYBE_LIST, None),
+                    "prompt_log_days": (MAYBE_NUMBER, None),
+                    "disabled": (YES_OR_NO, False),
                 },
+                {"address_blocks": lambda blocks: [network_in(str(block)) for block in blocks]},
             ),
             _keys, _make_key, _remove_key,
+        ),
+        Kind(
+            Shape("prompt_rules", ("tenant",), {"readers": ((list,), []), "redactions": ((list,), [])}),
+            _prompt_rules, _make_prompt_rules, _remove_prompt_rules,
         ),
         Kind(
             Shape("aliases", ("tenant", "alias"), {"tenant": (MAYBE_TEXT, None), "model": (TEXT, "")}),
@@ -410,6 +518,19 @@ KINDS = {
                 },
             ),
             _prices, _make_price, _remove_price,
+        ),
+        Kind(
+            Shape(
+                "upstream_costs",
+                ("upstream", "starts_at"),
+                {
+                    "starts_at": ((datetime,), None),
+                    **dict.fromkeys(COSTS, (NUMBER, 0)),
+                    "life_months": (NUMBER, 48),
+                    "gpus": (NUMBER, 1),
+                },
+            ),
+            _costs, _make_cost, _remove_cost,
         ),
         Kind(
             Shape(

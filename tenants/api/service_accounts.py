@@ -35,22 +35,29 @@ class ClosedServiceAccountSerializer(ServiceAccountSerializer):
         fields = [*ServiceAccountSerializer.Meta.fields, "closed_now", "revoked_keys"]
 
 
-class NewServiceAccountSerializer(serializers.Serializer):
+class ServiceAccountSettingsSerializer(serializers.Serializer):
+    """What may be changed of a service account; what is left out stays."""
+
+    name = serializers.CharField(max_length=80, required=False)
+    team = OwnField(Team, required=False, allow_null=True)
+
+
+class NewServiceAccountSerializer(ServiceAccountSettingsSerializer):
     tenant = TenantField(help_text="Slug. A key of one tenant may leave it out.")
     name = serializers.CharField(max_length=80)
-    team = OwnField(Team, required=False, allow_null=True)
 
 
 class ServiceAccountViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Managed):
     """Service accounts. ``close`` ends one for good and revokes its keys; its name may be used again."""
 
-    queryset = ServiceAccount.objects.select_related("tenant")
+    queryset = ServiceAccount.objects.select_related("tenant", "team")
     serializer_class = ServiceAccountSerializer
     scope = "tenants"
     needs = {
         "list": "tenants.view_serviceaccount",
         "retrieve": "tenants.view_serviceaccount",
         "create": "tenants.add_serviceaccount",
+        "partial_update": "tenants.change_serviceaccount",
         "close": "tenants.change_serviceaccount",
     }
     filters = {"tenant": "tenant__slug", "team": "team", "name": "name"}
@@ -59,6 +66,12 @@ class ServiceAccountViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Ma
     def create(self, request: Request) -> Response:
         said = self.read(NewServiceAccountSerializer)
         return self.told(services.create_service_account(**said, actor=self.actor), 201)
+
+    @extend_schema(request=ServiceAccountSettingsSerializer, responses=ServiceAccountSerializer)
+    def partial_update(self, request: Request, pk: Any) -> Response:
+        account, said = self.get_object(), self.read(ServiceAccountSettingsSerializer)
+        settings = {"name": account.name, "team": account.team} | said
+        return self.told(services.change_service_account(account=account, actor=self.actor, **settings))
 
     @extend_schema(request=ReasonSerializer, responses=ClosedServiceAccountSerializer)
     @action(detail=True, methods=["post"])
