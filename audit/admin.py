@@ -91,11 +91,19 @@ class AuditedAdmin(admin.ModelAdmin):
 
 
 def ask_reason(
-    page: admin.ModelAdmin, request: HttpRequest, rows: QuerySet[Any], *, action: str, title: str
+    page: admin.ModelAdmin,
+    request: HttpRequest,
+    rows: QuerySet[Any],
+    *,
+    action: str,
+    title: str,
+    confirmation: str = "",
+    effect: str = "",
 ) -> TemplateResponse:
-    """The page that lists what an action is about to touch and asks why.
+    """The page that lists what an action is about to touch, says what that does, and asks why.
 
-    Its form calls ``action`` again with ``reason``.
+    Its form calls ``action`` again with ``reason``, and with ``confirmation``
+    where that text is to be typed.
     """
     return TemplateResponse(
         request,
@@ -106,6 +114,10 @@ def ask_reason(
             "opts": page.opts,
             "rows": rows,
             "action": action,
+            "confirmation": confirmation,
+            "effect": effect,
+            "reason": request.POST.get("reason", ""),
+            "mistyped": bool(confirmation and request.POST.get("confirmation")),
             "checkbox": ACTION_CHECKBOX_NAME,
         },
     )

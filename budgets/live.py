@@ -9,11 +9,14 @@ from django.http import Http404, HttpRequest
 from django.template.loader import render_to_string
 
 from budgets.meters import Metered, metered_key, metered_person, meters
+from budgets.models import KillSwitch
 from budgets.running_calls import found_calls
+from tenants import generations
 from tenants.access import Access
 from tenants.live import OperatorView, Parts, TenantView, live
 
 SHOWN_CALLS = 500
+SHOWN_SWITCHES = 50
 
 
 class RunningCallsLive(OperatorView):
@@ -34,6 +37,28 @@ class RunningCallsLive(OperatorView):
             "may_stop": may_stop,
         }
         return {"calls": render_to_string("admin/budgets/runningcall/_calls.html", context)}
+
+
+class KillSwitchesLive(OperatorView):
+    """The kill switches that are on."""
+
+    permission = "budgets.view_killswitch"
+
+    def subject(self, request: HttpRequest, **parts: Any) -> Hashable:
+        super().subject(request)
+        return request.user.has_perm("budgets.add_killswitchlift")
+
+    def parts(self, subject: bool) -> Parts:
+        context = {**switches_on(), "may_lift": subject}
+        return {"switches": render_to_string("admin/budgets/killswitch/_on.html", context)}
+
+
+def switches_on() -> dict[str, Any]:
+    """For the template: the kill switches that are on, the newest first, each with whether it is in force."""
+    found = list(KillSwitch.objects.on()[: SHOWN_SWITCHES + 1])
+    in_force = {tenant_id: generations.in_force(tenant_id) for tenant_id in {one.tenant_id for one in found}}
+    shown = [(one, in_force[one.tenant_id]) for one in found[:SHOWN_SWITCHES]]
+    return {"switches": shown, "more_switches": len(found) > SHOWN_SWITCHES}
 
 
 class KeyMeter(TenantView):
@@ -66,4 +91,5 @@ urlpatterns = [
     live("portal/<slug:slug>/", TenantMeter()),
     live("portal/<slug:slug>/keys/<uuid:key_id>/", KeyMeter()),
     live("admin/running-calls/", RunningCallsLive()),
+    live("admin/kill-switches/", KillSwitchesLive()),
 ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -51,6 +53,18 @@ def message_until(socket: Connection, condition: Callable[[dict[str, Any]], Any]
     while not condition(said := message(socket)):
         pass
     return said
+
+
+def messages_during(socket: Connection, work: Callable[[], Any]) -> list[dict[str, Any]]:
+    """What the server says while ``work`` is done; ``at`` in seconds since 1970."""
+    with ThreadPoolExecutor(1) as worker:
+        done = worker.submit(work)
+        said = []
+        while not done.done():
+            with suppress(TimeoutError):
+                said.append(json.loads(socket.recv(timeout=0.1)))
+        done.result()
+    return [one | {"at": datetime.fromisoformat(one["at"]).timestamp()} for one in said if "parts" in one]
 
 
 def closing_of(socket: Connection) -> int:

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import select
+import signal
+import socket
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
 
 import pytest
+from django.conf import settings
 from django.contrib.auth.models import Permission
 from django.contrib.sessions.models import Session
-from django.test import Client
+from django.http import HttpRequest
+from django.test import Client, RequestFactory
+from websockets.exceptions import ConnectionClosed
 
+from budgets.services import arm_kill_switch, lift_kill_switch
+from config.second_factor import WHY
+from tenants import live
+from tenants.live import MOST_PER_PERSON, LiveView
 from tenants.models import User
-from tests.conftest import House
+from tests.conftest import House, eventually
+from tests.fault_proxy import line_to
+from tests.gateway import Gateway
 from tests.people import EVERYBODY, a_browser, a_person
-from tests.sockets import CALLS, closing_of, message, message_until, opened, refusal_of
+from tests.sockets import CALLS, closing_of, message, message_until, messages_during, opened, refusal_of
 from tests.test_streams import open_raw
+
+SWITCHES = "/live/admin/kill-switches/"
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
 
 @pytest.fixture
@@ -103,3 +124,222 @@ def test_a_call_appears_and_goes(house: House, olga: Client) -> None:
             message_until(socket, lambda said: "tiny:1b" in said["parts"]["calls"])
 
         message_until(socket, lambda said: "No call is running." in said["parts"]["calls"])
+
+
+def test_a_kill_switch_appears_and_goes(house: House, olga: Client) -> None:
+    with opened(house.gateway, SWITCHES, olga) as socket:
+        assert "No kill switch is on." in message(socket)["parts"]["switches"]
+
+        switch = arm_kill_switch(scope="tenant", tenant=house.acme, actor="otto", reason="fire")
+        message_until(socket, lambda said: "tenant acme" in said["parts"]["switches"])
+
+        lift_kill_switch(switch=switch, actor="otto", reason="out")
+        message_until(socket, lambda said: "No kill switch is on." in said["parts"]["switches"])
+
+
+def test_equal_states_are_not_sent_twice_nor_others_more_than_twice_a_second(
+    house: House, olga: Client
+) -> None:
+    house.ollama.settings.piece_delay = 0.001
+    with opened(house.gateway, CALLS, olga) as socket, ThreadPoolExecutor(8) as callers:
+        said = messages_during(socket, lambda: list(callers.map(lambda _: house.ada.chat(), range(200))))
+
+    states = [one["parts"]["calls"] for one in said]
+    assert len(states) > 1
+    assert all(before != after for before, after in pairwise(states))
+    # By the server's own clock, which is as coarse as that: how quick anything is makes no difference.
+    moments = [one["at"] for one in said]
+    assert all(later - earlier > 0.49 for earlier, later in pairwise(moments))
+
+
+def test_without_redis_a_view_says_since_when_it_is_old(house: House, olga: Client) -> None:
+    with (
+        line_to(settings.REDIS_URL) as (line, url),
+        Gateway(REDIS_URL=url) as gateway,
+        opened(gateway, CALLS, olga) as socket,
+    ):
+        assert message(socket)["stale"] is None
+
+        line.refuse()
+        stale = message_until(socket, lambda said: said["stale"])
+        line.take_again()
+
+        assert stale["parts"] == {}
+        message_until(socket, lambda said: said["stale"] is None)
+
+
+def test_whoever_needs_a_second_factor_and_has_none_sees_nothing(house: House, olga: Client) -> None:
+    with Gateway(OPERATORS_NEED_SECOND_FACTOR="true") as gateway, opened(gateway, CALLS, olga) as socket:
+        assert closing_of(socket) == 4403
+        assert socket.close_reason == WHY
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        pytest.param("hello", 1008, id="words"),
+        pytest.param(b"\x00\xff", 1008, id="bytes"),
+        pytest.param("x" * 5000, 1009, id="too much"),
+    ],
+)
+def test_a_client_has_nothing_to_say(house: House, olga: Client, said: str | bytes, code: int) -> None:
+    with opened(house.gateway, CALLS, olga) as socket:
+        message(socket)
+
+        socket.send(said)
+
+        assert closing_of(socket) == code
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pytest.param(b"\x81\x05hello", id="not masked"),
+        pytest.param(b"\x8f\x80\x00\x00\x00\x00", id="no such kind"),
+        pytest.param(b"\xf1\x80\x00\x00\x00\x00", id="reserved bits"),
+        pytest.param(b"\x01\xff\x7f\xff\xff\xff\xff\xff\xff\xff\x00\x00\x00\x00", id="endless"),
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="another language"),
+    ],
+)
+def test_garbage_ends_its_own_socket_and_no_other(house: House, olga: Client, frame: bytes) -> None:
+    with opened(house.gateway, SWITCHES, olga) as other, opened(house.gateway, CALLS, olga) as bad:
+        message(bad)
+        bad.socket.sendall(frame)
+        closing_of(bad)
+
+        arm_kill_switch(scope="platform", actor="otto", reason="fire")
+
+        message_until(other, lambda said: "platform" in said["parts"]["switches"])
+
+
+def asked_plainly(gateway: Gateway, path: str, lines: list[str]) -> socket.socket:
+    """A connection that asks for a socket, without a library that knows how."""
+    host, port = gateway.url.removeprefix("http://").split(":")
+    connection = socket.socket()
+    # Before it connects: later the system would hold more for a client that does not read.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(30)
+    connection.connect((host, int(port)))
+    head = [f"GET {path} HTTP/1.1", f"Host: {host}:{port}", "Upgrade: websocket", "Connection: Upgrade"]
+    connection.sendall("\r\n".join([*head, *lines, "", ""]).encode())
+    return connection
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param(["Sec-WebSocket-Version: 12", f"Sec-WebSocket-Key: {KEY}"], id="version"),
+        pytest.param(["Sec-WebSocket-Version: 13"], id="no key"),
+        pytest.param(["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: x"], id="a key that is none"),
+        pytest.param([], id="nothing else"),
+    ],
+)
+def test_a_handshake_that_is_none_is_refused_without_a_trace(house: House, lines: list[str]) -> None:
+    written = house.gateway.log()
+
+    with asked_plainly(house.gateway, CALLS, lines) as connection:
+        answer = connection.recv(65536)
+
+    assert answer.split()[1] in (b"400", b"426")
+    assert house.gateway.log() == written
+
+
+def test_a_person_has_so_many_sockets_in_a_process(house: House, olga: Client) -> None:
+    with contextlib.ExitStack() as several:
+        for _ in range(MOST_PER_PERSON):
+            message(several.enter_context(opened(house.gateway, CALLS, olga)))
+        with opened(house.gateway, CALLS, olga) as one_more:
+            assert closing_of(one_more) == 4429
+
+    def let_in() -> bool:
+        with opened(house.gateway, CALLS, olga) as socket, contextlib.suppress(ConnectionClosed):
+            return bool(socket.recv(timeout=30))
+        return False
+
+    eventually(let_in)
+
+
+def test_a_process_has_so_many_sockets(house: House, olga: Client) -> None:
+    with Gateway(LIVE_SOCKETS="1") as gateway, opened(gateway, CALLS, olga) as only:
+        message(only)
+        with opened(gateway, CALLS, olga) as one_more:
+            assert closing_of(one_more) == 1013
+
+
+def test_a_process_that_stops_closes_its_sockets_at_once(house: House, olga: Client) -> None:
+    with Gateway(DRAIN_SECONDS="600") as gateway, opened(gateway, CALLS, olga) as socket:
+        message(socket)
+
+        gateway.process.send_signal(signal.SIGTERM)
+
+        assert closing_of(socket) == 1012
+        assert gateway.process.wait(timeout=30) == 0
+
+
+def test_whoever_stops_reading_is_cut_off_and_others_are_told_on(house: House, olga: Client) -> None:
+    for _ in range(50):
+        arm_kill_switch(scope="tenant", tenant=house.acme, actor="otto", reason=200_000 * "x")
+    with Gateway(CLIENT_STALL_SECONDS="1") as gateway:
+        cookie = f"Cookie: {settings.SESSION_COOKIE_NAME}={olga.cookies[settings.SESSION_COOKIE_NAME].value}"
+        lines = ["Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {KEY}", f"Origin: {gateway.url}", cookie]
+        with asked_plainly(gateway, SWITCHES, lines) as silent, opened(gateway, CALLS, olga) as other:
+            ends = select.poll()
+            # Told without being asked for: that the other side is gone.
+            ends.register(silent, 0)
+
+            eventually(lambda: ends.poll(0))
+
+            message(other)
+
+
+class Counted(LiveView):
+    """Waits with reading until it may, and counts how often it reads."""
+
+    def __init__(self) -> None:
+        self.may_read = threading.Event()
+        self.readings = 0
+
+    def subject(self, request: HttpRequest, **parts: Any) -> str:
+        return "the same for everybody"
+
+    def parts(self, subject: str) -> dict[str, str]:
+        self.may_read.wait(30)
+        self.readings += 1
+        return {"part": "the same for everybody"}
+
+
+def test_what_several_see_is_read_once_for_all_and_no_more_when_they_have_left() -> None:
+    view, sockets = Counted(), 5
+    when_told: list[int] = []
+    accepted: list[str] = []
+
+    def visit() -> HttpRequest:
+        request = RequestFactory().get("/")
+        request.user = User(username="somebody")
+        return request
+
+    async def one_socket() -> None:
+        told: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+        told.put_nowait({"type": "websocket.connect"})
+
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "websocket.accept":
+                accepted.append("one")
+            else:
+                when_told.append(view.readings)
+                told.put_nowait({"type": "websocket.disconnect"})
+            if len(accepted) == sockets:
+                view.may_read.set()
+
+        await view({"visit": visit, "url_route": {"kwargs": {}}}, told.get, send)
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(one_socket() for _ in range(sockets)))
+        await asyncio.gather(*live._reading)
+
+    asyncio.run(all_of_them())
+
+    assert when_told == [1] * sockets
+    assert not live._feeds
+    assert not live._sockets
+    assert LiveView._open == 0

@@ -130,15 +130,29 @@ def test_switches_are_lifted_with_a_reason_and_their_history_stays(olga, acme):
     chosen = {"action": "lift", "_selected_action": [str(switch.pk)]}
 
     asked = olga.post(reverse(LIST), chosen)
-    response = olga.post(reverse(LIST), chosen | {"reason": "out"})
+    mistyped = olga.post(reverse(LIST), chosen | {"reason": "out", "confirmation": "tenant globex"})
+    before = KillSwitch.objects.get().state
+    response = olga.post(reverse(LIST), chosen | {"reason": "out", "confirmation": "tenant acme"})
 
     assert "Reason, for the audit" in asked.content.decode()
+    assert "type <strong>tenant acme</strong>" in asked.content.decode()
+    assert "That is something else." in mistyped.content.decode()
+    assert before == "on"
     assert "Lifted 1 of 1; in force." in messages_of(response)
     page = olga.get(reverse("admin:budgets_killswitch_change", args=[switch.pk])).content.decode()
     for told in ("tenant acme", "fire", "otto", "lifted", "olga", "out"):
         assert told in page
     assert olga.get(reverse(LIST) + "?state=on").content.decode().count("tenant acme") == 0
     assert "tenant acme" in olga.get(reverse(LIST) + "?state=lifted").content.decode()
+
+
+def test_several_switches_are_lifted_by_typing_how_many(olga, acme):
+    switches = [arm_kill_switch(scope="tenant", tenant=acme, actor="otto", reason="fire") for _ in range(2)]
+    chosen = {"action": "lift", "_selected_action": [str(one.pk) for one in switches], "reason": "out"}
+
+    response = olga.post(reverse(LIST), chosen | {"confirmation": "2 kill switches"})
+
+    assert "Lifted 2 of 2; in force." in messages_of(response)
 
 
 def test_without_redis_a_switch_is_armed_and_pending(olga, settings):
@@ -156,7 +170,8 @@ def test_who_may_look_at_switches_may_not_arm_or_lift_them(acme):
 
     assert looker.get(reverse(LIST)).status_code == 200
     assert looker.post(reverse(ADD), form(confirmation="platform")).status_code == 403
-    looker.post(reverse(LIST), {"action": "lift", "_selected_action": [str(switch.pk)], "reason": "x"})
+    chosen = {"action": "lift", "_selected_action": [str(switch.pk)]}
+    looker.post(reverse(LIST), chosen | {"reason": "x", "confirmation": "platform"})
     assert looker.get(SWITCHES).status_code == 200
     assert post(looker, SWITCHES, scope="platform", reason="x")[0] == 403
     assert post(looker, f"{SWITCHES}{switch.pk}/lift/", reason="x")[0] == 403

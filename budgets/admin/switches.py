@@ -17,7 +17,7 @@ from django.utils.timezone import now
 from audit.admin import ReadOnlyAdmin, ask_reason
 from budgets import services
 from budgets.forms import ArmForm
-from budgets.live import SHOWN_CALLS
+from budgets.live import SHOWN_CALLS, switches_on
 from budgets.models import (
     KillSwitch,
     RunningCall,
@@ -59,6 +59,12 @@ class KillSwitchAdmin(ReadOnlyAdmin):
     search_fields = ["tenant__exact", "key__exact", "model__exact", "upstream__exact"]
     search_help_text = "Whole name of a tenant, key, model or upstream, or the id of a tenant or key"
     actions = ["lift"]
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        on = {"may_lift": self.has_lift_permission(request), **switches_on()}
+        return super().changelist_view(request, {**(extra_context or {}), **on})
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("budgets.add_killswitch")
@@ -103,8 +109,18 @@ class KillSwitchAdmin(ReadOnlyAdmin):
     @admin.action(description="Lift selected kill switches", permissions=["lift"])
     def lift(self, request: HttpRequest, switches: QuerySet[KillSwitch]) -> HttpResponse | None:
         reason = request.POST.get("reason", "").strip()
-        if not reason:
-            return ask_reason(self, request, switches, action="lift", title="Lift kill switches")
+        named = [str(switch) for switch in switches]
+        confirmation = named[0] if len(named) == 1 else f"{len(named)} kill switches"
+        if not reason or request.POST.get("confirmation", "").strip() != confirmation:
+            return ask_reason(
+                self,
+                request,
+                switches,
+                action="lift",
+                title="Lift kill switches",
+                confirmation=confirmation,
+                effect="What they stop is let through again from the next call on, but for what others stop.",
+            )
         lifted = [
             services.lift_kill_switch(switch=one, actor=str(request.user), reason=reason) for one in switches
         ]
