@@ -59,7 +59,7 @@ class Outline(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        if tag in ("script", "style"):
+        if tag == "style" or (tag == "script" and "src" not in dict(attrs)):
             self.inline.append(tag)
         for name, value in attrs:
             if name == "style" or name.startswith("on"):

@@ -140,6 +140,7 @@ class Live {
     const shown = time?.toLocaleTimeString(document.documentElement.lang || undefined, {
       hour: "2-digit",
       minute: "2-digit",
+      hourCycle: "h23",
       timeZone: this.state.dataset.zone,
     });
     const text = says.replace("{time}", shown).replace("{seconds}", ASK_SECONDS);
