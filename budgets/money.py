@@ -6,6 +6,9 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Protocol
 
+from django.utils.formats import number_format
+from django.utils.translation import gettext
+
 from budgets.internal_prices import rounded
 
 MICRO = 1_000_000
@@ -30,7 +33,8 @@ def usd(micro_usd: int) -> str:
 def usd_total(micro_usd: int) -> str:
     """An amount in dollars and cents, or to the last millionth where it is not whole cents."""
     digits = 6 if micro_usd % CENT else 2
-    return f"${Decimal(micro_usd) / MICRO:,.{digits}f}"
+    amount = number_format(Decimal(micro_usd) / MICRO, digits, force_grouping=True)
+    return gettext("$%(amount)s") % {"amount": amount}
 
 
 def usd_exactly(micro_usd: Fraction) -> str:

@@ -24,6 +24,7 @@ from babel.messages.extract import extract
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 from django.conf import settings
+from django.template.base import Lexer, TokenType
 from django.utils.translation.template import templatize
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +46,7 @@ KEYWORDS = {
 }
 INDENTED = re.compile(r"^[ \t]+", re.MULTILINE)
 OF_ALLAUTH = re.compile(r"(templates/)?(allauth|account|mfa|socialaccount|usersessions)/")
+UNIVERSAL = {"Tollgate", "UTC", "USD", "CSV", "PDF", "SHA", "doctype", "html", "ms"}
 SAYS_DU = re.compile(r"\b(?:du|dich|dir|dein\w*)\b", re.IGNORECASE)
 PLACEHOLDER = re.compile(r"%\((\w+)\)[sd]|%[sd]|\{\w*\}")
 # The same texts make the same file, whoever makes it and when.
@@ -180,9 +182,26 @@ def troubles() -> Iterator[str]:
     for msgid, _ in sorted(gone, key=str):
         yield f"a text that is gone: {msgid!r}"
     if CATALOG.read_bytes() != as_po(catalog):
-        yield f"{CATALOG.relative_to(ROOT)} is not as python -m tests.texts writes it"
+        yield f"{CATALOG.name} is not as python -m tests.texts writes it"
     if not COMPILED.exists() or COMPILED.read_bytes() != as_mo(present):
-        yield f"{COMPILED.relative_to(ROOT)} is not what the catalog says"
+        yield f"{COMPILED.name} is not what the catalog says"
+
+
+def unmarked(source: str) -> list[str]:
+    """The words of a template that are shown to people and are in no tag for translation."""
+    shown, inside = [], False
+    for token in Lexer(source).tokenize():
+        if token.token_type is TokenType.BLOCK:
+            inside = token.contents.startswith("blocktrans") or (
+                inside and not token.contents.startswith("endblocktrans")
+            )
+        elif token.token_type is TokenType.TEXT and not inside:
+            shown.append(token.contents)
+    # What programs read, and what is the same in every language.
+    page = re.sub(r"<(script|code|pre|svg)\b.*?</\1>|<!--.*?-->", " ", "".join(shown), flags=re.DOTALL)
+    told = re.findall(r"\s(?:aria-label|title|placeholder|alt|label)=\"([^\"]*)\"", page)
+    words = re.findall(r"[^\W\d_]{2,}", " ".join([re.sub(r"<[^>]*>", " ", page), *told]))
+    return [word for word in words if word not in UNIVERSAL]
 
 
 def placeholders(text: str) -> set[str]:
