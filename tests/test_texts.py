@@ -139,6 +139,7 @@ async def whole(answer: Any) -> bytes:
     return b"".join([piece async for piece in answer.streaming_content])
 
 
+@pytest.mark.django_db(transaction=True)
 def test_what_programs_read_is_the_same_in_every_language(browser: Client) -> None:
     order = {
         "from_day": "2026-03-01", "before_day": "2026-04-01", "profile": "requests", "layout": "csv",
