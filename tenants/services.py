@@ -166,7 +166,7 @@ def change_person(
         raise ValidationError({"language": f"{language!r} is no language of the portal."})
     for name, value in wanted.items():
         setattr(user, name, value)
-    user.full_clean()
+    user.clean_fields(exclude={field.name for field in User._meta.fields} - wanted.keys())
     user.save(update_fields=list(wanted))
     record(
         action="user.changed",

@@ -130,7 +130,7 @@ def test_a_passkey_is_added_signs_in_and_is_removed(at_localhost, owner):
     page.goto("/account/2fa/webauthn/")
     page.get_by_role("link", name="Remove").click()
     page.get_by_role("button", name="Remove").click()
-    expect(page.get_by_text("No security keys have been added.")).to_be_visible()
+    expect(page.get_by_text("You have no passkey yet.")).to_be_visible()
     assert not Authenticator.objects.filter(type=Authenticator.Type.WEBAUTHN).exists()
 
 
