@@ -141,7 +141,7 @@ def test_a_person_ends_all_other_sessions(browser, house, page, owner):
     give_password(page, owner)
     page.goto("/account/sessions/")
 
-    page.get_by_role("button", name="Sign Out Other Sessions").click()
+    page.get_by_role("button", name="End all other sessions").click()
 
     elsewhere.reload()
     expect(elsewhere).to_have_url(re.compile("/account/login/"))
