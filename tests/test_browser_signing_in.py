@@ -9,7 +9,7 @@ from allauth.mfa.models import Authenticator
 from playwright.sync_api import Page
 
 from tenants.models import Tenant, User
-from tests.browser import PASSWORD, Browser, check_page, shoot, sign_in, totp_code, with_password
+from tests.browser import Browser, check_page, give_password, shoot, sign_in, totp_code
 from tests.browser_thread import expect
 from tests.conftest import House
 from tests.people import a_person
@@ -19,7 +19,7 @@ HOME = re.compile(r"/portal/acme/$")
 ACCOUNT_PAGES = [
     "/account/login/", "/account/password/reset/", "/account/2fa/", "/account/2fa/totp/activate/",
     "/account/2fa/webauthn/add/", "/account/2fa/webauthn/", "/account/2fa/recovery-codes/generate/",
-    "/account/2fa/recovery-codes/", "/account/2fa/totp/deactivate/", "/account/sessions/",
+    "/account/2fa/recovery-codes/", "/account/", "/account/email/", "/account/2fa/totp/deactivate/", "/account/sessions/",
     "/account/password/change/", "/account/logout/", "/account/signup/", "/account/nothing/",
 ]  # fmt: skip
 
@@ -28,7 +28,7 @@ ACCOUNT_PAGES = [
 def owner(house: House) -> User:
     person = a_person("owner", house.acme)
     assert isinstance(person, User)
-    return with_password(person)
+    return person
 
 
 @pytest.fixture
@@ -43,13 +43,6 @@ def at_localhost(browser: Browser, house: House) -> Page:
     }  # fmt: skip
     debugger.send("WebAuthn.addVirtualAuthenticator", {"options": key})
     return page
-
-
-def give_password(page: Page, user: User) -> None:
-    page.goto("/account/login/")
-    page.get_by_label("Name or e-mail address").fill(user.username)
-    page.get_by_label("Password").fill(PASSWORD)
-    page.get_by_role("button", name="Sign in", exact=True).click()
 
 
 def sign_out(page: Page) -> None:
