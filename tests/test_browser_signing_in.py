@@ -19,7 +19,8 @@ HOME = re.compile(r"/portal/acme/$")
 ACCOUNT_PAGES = [
     "/account/login/", "/account/password/reset/", "/account/2fa/", "/account/2fa/totp/activate/",
     "/account/2fa/webauthn/add/", "/account/2fa/webauthn/", "/account/2fa/recovery-codes/generate/",
-    "/account/2fa/recovery-codes/", "/account/", "/account/email/", "/account/2fa/totp/deactivate/", "/account/sessions/",
+    "/account/2fa/recovery-codes/", "/account/", "/account/email/", "/account/2fa/totp/deactivate/",
+    "/account/sessions/",
     "/account/password/change/", "/account/logout/", "/account/signup/", "/account/nothing/",
 ]  # fmt: skip
 

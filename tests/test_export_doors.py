@@ -21,7 +21,7 @@ from django.utils.timezone import now
 from audit import months
 from audit.models import AuditEvent
 from benchmarks.ledger_rows import FILL
-from budgets import usage
+from budgets import rollups, usage
 from budgets.exports import serving
 from budgets.exports.jobs import make_exports, order_export
 from budgets.models import Export
@@ -229,6 +229,7 @@ def test_before_anything_is_exported_the_page_says_how(acme: Tenant, fay: User) 
 def test_looking_first_shows_what_the_file_will_add_up_to(acme: Tenant, fay: User) -> None:
     for _ in range(3):
         an_entry(acme, input_tokens=1_000_000)
+    rollups.rebuild(part=rollups.Part(), actor="test", write=True)
 
     page = a_browser(fay).get(PAGE, {**MONTH, "profile": "requests", "layout": "csv"}).content.decode()
 
@@ -373,6 +374,7 @@ def test_the_api_tells_what_is_wrong_with_which_field(acme: Tenant, fay: User, b
 
 def test_an_estimate_tells_size_and_totals(acme: Tenant, fay: User) -> None:
     an_entry(acme)
+    rollups.rebuild(part=rollups.Part(), actor="test", write=True)
 
     told = a_browser(fay).get(f"{API}estimate/", {**MONTH, "tenant": "acme", "profile": "requests"}).json()
 

@@ -69,7 +69,11 @@ class ExportViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVie
         order = _order(request.user, request.query_params)
         size = fitting(order)
         return Response(
-            {**asdict(size), "small": serving.is_small(order, size), "totals": usage.totals(order.selection)}
+            {
+                **asdict(size),
+                "small": serving.is_small(order, size),
+                "totals": usage.breakdown(order.selection, ()).total,
+            }
         )
 
     @action(detail=False, url_path="files/<slug:link>", url_name="file")

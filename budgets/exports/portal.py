@@ -73,7 +73,7 @@ def _preview(access: Access, form: ExportForm) -> dict[str, object] | None:
     except ValidationError as exc:
         form.add_error(None, exc)
         return None
-    totals = usage.totals(order.selection)
+    totals = usage.breakdown(order.selection, ()).total
     cost = usd_total(totals["cost_micro_usd"])
     return {"size": size, "small": is_small(order, size), "totals": totals, "cost": cost}
 
