@@ -17,10 +17,11 @@ from audit.admin import ReadOnlyAdmin, ask_reason
 from audit.models import LoggedPrompt
 from audit.sealing import Unreadable
 from keys import services
+from keys.admin_actions import KeyActions
+from keys.endpoints import DOORS
 from keys.models import AnonymousAccess, ApiKey, KeySecret, ManagementKey, PolicyRule, PromptRules
 from keys.prompts import check_lifetime, find_prompt, read_prompt, set_prompt_rules
 from keys.scopes import SCOPES
-from tenants import generations
 from tenants.forms import WhichModelsForm
 from tenants.models import User
 
@@ -30,6 +31,19 @@ ANONYMOUS_LIMITS = ("visitor_tokens", "address_tokens", "address_streams", "chec
 class KeyForm(WhichModelsForm):
     silence = "As the tenant says"
     allow_all_when_silent = None
+
+    scopes = forms.MultipleChoiceField(
+        choices=[(scope, f"{scope}: {', '.join(doors)}") for scope, doors in DOORS.items()],
+        widget=forms.CheckboxSelectMultiple,
+        required=False,
+        help_text="What it may ask for. None chosen: everything.",
+    )
+
+    def clean_scopes(self) -> list[str] | None:
+        return self.cleaned_data["scopes"] or None
+
+    def clean_address_blocks(self) -> list[str] | None:
+        return self.cleaned_data["address_blocks"] or None
 
     def clean_prompt_log_days(self) -> int | None:
         days: int | None = self.cleaned_data["prompt_log_days"]
@@ -48,12 +62,17 @@ class StateFilter(admin.SimpleListFilter):
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: admin.ModelAdmin) -> list[tuple[str, str]]:
-        return [("live", "Live"), ("expired", "Expired"), ("revoked", "Revoked")]
+        return [
+            ("live", "Live"), ("disabled", "Disabled"), ("expired", "Expired"), ("revoked", "Revoked"),
+        ]  # fmt: skip
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
         match self.value():
             case "live":
-                return queryset.filter(Q(expires_at=None) | Q(expires_at__gt=now()), revoked_at=None)
+                works = queryset.filter(disabled_at=None, revoked_at=None)
+                return works.filter(Q(expires_at=None) | Q(expires_at__gt=now()))
+            case "disabled":
+                return queryset.filter(revoked_at=None).exclude(disabled_at=None)
             case "expired":
                 return queryset.filter(expires_at__lte=now(), revoked_at=None)
             case "revoked":
@@ -66,10 +85,19 @@ class SecretInline(admin.TabularInline):
     """What is known of a key's secrets: never the secret, and no digest either."""
 
     model = KeySecret
-    fields = ["public_id", "created_at", "expires_at"]
-    readonly_fields = ["public_id", "created_at", "expires_at"]
+    fields = ["public_id", "created_at", "retires_at", "retires_on_use", "last_used"]
+    readonly_fields = ["public_id", "created_at", "retires_at", "retires_on_use", "last_used"]
     extra = 0
     can_delete = False
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[KeySecret]:
+        return super().get_queryset(request).select_related("use")
+
+    def last_used(self, secret: KeySecret) -> str:
+        use = getattr(secret, "use", None)
+        return (
+            "never" if use is None else f"{use.used_at:%Y-%m-%d %H:%M} UTC by {use.address_block} {use.model}"
+        )
 
     def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
@@ -99,41 +127,50 @@ class IssuedOnce(admin.ModelAdmin):
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(IssuedOnce):
-    """Keys are issued, changed and revoked here. Adding one shows its secret, that one time."""
+class ApiKeyAdmin(KeyActions, IssuedOnce):
+    """Keys are issued, changed, rotated and ended here. A new secret is shown that one time."""
 
     form = KeyForm
     fields = [
         "tenant",
         "member",
+        "service_account",
         "label",
         "may_call",
         "listed",
+        "scopes",
+        "address_blocks",
         "expires_at",
         "prompt_log_days",
         "created_at",
+        "disabled_at",
+        "disabled_reason",
         "revoked_at",
         "revoked_reason",
     ]
-    list_display = ["label", "tenant", "member", "created_at", "expires_at", "revoked_at"]
-    list_select_related = ["tenant", "member__tenant", "member__user"]
+    list_display = [
+        "label", "tenant", "member", "service_account", "created_at", "expires_at", "disabled_at",
+        "revoked_at",
+    ]  # fmt: skip
+    list_select_related = ["tenant", "member__tenant", "member__user", "service_account"]
     list_filter = [StateFilter, "created_at", "expires_at"]
     search_fields = [
         "label__startswith",
         "secrets__public_id__exact",
         "tenant__slug__exact",
         "member__user__email",
+        "service_account__name__startswith",
     ]
     search_help_text = (
-        "Beginning of a label, a public id (12 characters after tg_), a tenant, or an e-mail address"
+        "Beginning of a label or service account, a public id (12 characters after tg_), a tenant, "
+        "or an e-mail address"
     )
-    autocomplete_fields = ["tenant", "member"]
+    autocomplete_fields = ["tenant", "member", "service_account"]
     show_full_result_count = False
-    actions = ["revoke"]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
-        never = ["created_at", "revoked_at", "revoked_reason"]
-        return ["tenant", "member", *never] if obj else never
+        never = ["created_at", "disabled_at", "disabled_reason", "revoked_at", "revoked_reason"]
+        return ["tenant", "member", "service_account", *never] if obj else never
 
     def get_inlines(self, request: HttpRequest, obj: Model | None) -> list[type[InlineModelAdmin]]:
         return [SecretInline] if obj else []
@@ -155,20 +192,6 @@ class ApiKeyAdmin(IssuedOnce):
             request.issued_secret = secret  # type: ignore[attr-defined]
         elif changes := form.changes():
             services.change_key(key=obj, actor=actor, **changes)
-
-    @admin.action(description="Revoke selected keys", permissions=["change"])
-    def revoke(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> HttpResponse | None:
-        reason = request.POST.get("reason", "").strip()
-        if not reason:
-            return ask_reason(self, request, keys, action="revoke", title="Revoke keys")
-        actor = str(request.user)
-        revoked = sum(services.revoke_key(key=key, actor=actor, reason=reason) for key in keys)
-        done = f"Revoked {revoked} of {len(keys)} keys"
-        if all(generations.in_force(tenant_id) for tenant_id in {key.tenant_id for key in keys}):
-            self.message_user(request, f"{done}; in force.", messages.SUCCESS)
-        else:
-            self.message_user(request, f"{done}; pending, because Redis cannot be reached.", messages.WARNING)
-        return None
 
 
 class ManagementKeyForm(forms.ModelForm):

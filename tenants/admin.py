@@ -1,19 +1,21 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 
 from audit.admin import AuditedAdmin, ask_reason
 from tenants import generations, services
 from tenants.forms import WhichModelsForm
-from tenants.models import Member, Team, Tenant, User
+from tenants.models import Member, ServiceAccount, Team, Tenant, User
 
 admin.site.unregister(Group)
 
@@ -72,6 +74,7 @@ class TenantAdmin(admin.ModelAdmin):
         "may_call",
         "listed",
         "needs_second_factor",
+        "max_key_days",
         "created_at",
     ]
     readonly_fields = ["state", "created_at"]
@@ -158,6 +161,8 @@ class MemberAdmin(admin.ModelAdmin):
     search_fields = ["user__username", "user__email", "tenant__slug"]
     autocomplete_fields = ["tenant", "user", "team"]
     show_full_result_count = False
+    # A whole selection would end at the first who is a last owner.
+    actions = None
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Member]:
         # Also for menus of other pages, which show the member by user and tenant.
@@ -175,9 +180,75 @@ class MemberAdmin(admin.ModelAdmin):
                 tenant=obj.tenant, user=obj.user, role=obj.role, team=obj.team, actor=actor
             ).pk
 
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return self._told_plainly(request, super().changeform_view, *args, **kwargs)
+
+    def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return self._told_plainly(request, super().delete_view, *args, **kwargs)
+
+    def _told_plainly(
+        self, request: HttpRequest, view: Callable[..., HttpResponse], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        """What the service refuses, as that the last owner leaves, is a message and no fault."""
+        try:
+            return view(request, *args, **kwargs)
+        except ValidationError as exc:
+            self.message_user(request, " ".join(exc.messages), messages.ERROR)
+            return HttpResponseRedirect(request.path)
+
+    def get_deleted_objects(
+        self, objs: Iterable[Member], request: HttpRequest
+    ) -> tuple[list[str], dict[str, int], set[str], list[str]]:
+        """Keys protect a member in the database; the service revokes them and leaves them to the tenant."""
+        gone = [f"{member}; their own keys are revoked" for member in objs]
+        return gone, {"members": len(gone)}, set(), []
+
     def delete_model(self, request: HttpRequest, obj: Member) -> None:
         services.remove_member(member=obj, actor=str(request.user))
 
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Member]) -> None:
-        for member in queryset:
-            services.remove_member(member=member, actor=str(request.user))
+
+@admin.register(ServiceAccount)
+class ServiceAccountAdmin(admin.ModelAdmin):
+    """Programs of tenants that have keys of their own. Closing one revokes its keys."""
+
+    fields = ["tenant", "name", "team", "created_at", "closed_at"]
+    list_display = ["name", "tenant", "team", "created_at", "closed_at"]
+    list_select_related = ["tenant", "team"]
+    list_filter = [("closed_at", admin.EmptyFieldListFilter)]
+    search_fields = ["name", "tenant__slug"]
+    autocomplete_fields = ["tenant", "team"]
+    show_full_result_count = False
+    actions = ["close"]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
+        return ["tenant", "created_at", "closed_at"] if obj else ["created_at", "closed_at"]
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def save_model(self, request: HttpRequest, obj: ServiceAccount, form: Any, change: bool) -> None:
+        actor = str(request.user)
+        if change:
+            services.change_service_account(account=obj, name=obj.name, team=obj.team, actor=actor)
+        else:
+            obj.pk = services.create_service_account(
+                tenant=obj.tenant, name=obj.name, team=obj.team, actor=actor
+            ).pk
+
+    @admin.action(description="Close selected service accounts", permissions=["change"])
+    def close(self, request: HttpRequest, accounts: QuerySet[ServiceAccount]) -> HttpResponse | None:
+        reason = request.POST.get("reason", "").strip()
+        if not reason:
+            return ask_reason(self, request, accounts, action="close", title="Close service accounts")
+        actor = str(request.user)
+        revoked = [
+            services.close_service_account(account=account, actor=actor, reason=reason)
+            for account in accounts
+        ]
+        closed = [keys for keys in revoked if keys is not None]
+        self.message_user(
+            request,
+            f"Closed {len(closed)} of {len(revoked)} service accounts; keys revoked: {sum(closed)}.",
+            messages.SUCCESS,
+        )
+        return None

@@ -1,13 +1,17 @@
 import re
+from datetime import timedelta
 
 import pytest
 from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission
 from django.contrib.sessions.models import Session
 from django.urls import reverse
 from django.utils.timezone import now
 
 from audit.models import AuditEvent
+from budgets.services import set_budget
 from keys import secrets, services
+from keys.above import above
 from keys.models import AnonymousAccess, ApiKey, KeySecret
 from tenants import services as tenant_services
 
@@ -142,7 +146,7 @@ def test_revoking_asks_why_and_then_revokes(admin_client, acme, key):
     assert "nightly" in asked.content.decode()
     assert ApiKey.objects.get().revoked_at is None
 
-    done = admin_client.post(reverse(LIST), chosen | {"reason": "lost"}, follow=True)
+    done = admin_client.post(reverse(LIST), chosen | {"reason": "lost", "answered": "yes"}, follow=True)
     key.refresh_from_db()
     assert key.revoked_at is not None
     assert AuditEvent.objects.get(action="key.revoked").reason == "lost"
@@ -153,7 +157,9 @@ def test_revoking_without_redis_says_that_it_is_pending(settings, admin_client, 
     settings.CACHES = NOWHERE
 
     done = admin_client.post(
-        reverse(LIST), {"action": "revoke", "_selected_action": [str(key.pk)], "reason": "lost"}, follow=True
+        reverse(LIST),
+        {"action": "revoke", "_selected_action": [str(key.pk)], "reason": "lost", "answered": "yes"},
+        follow=True,
     )
 
     assert "pending, because Redis cannot be reached" in done.content.decode()
@@ -252,9 +258,131 @@ def test_the_key_of_visitors_can_be_looked_at_and_revoked_and_nothing_else(admin
 
     page = admin_client.get(reverse(CHANGE, args=[key.pk]))
     saved = admin_client.post(reverse(CHANGE, args=[key.pk]), form(acme, may_call="all"))
-    action = {"action": "revoke", "_selected_action": [str(key.pk)], "reason": "abuse"}
+    action = {"action": "revoke", "_selected_action": [str(key.pk)], "reason": "abuse", "answered": "yes"}
     admin_client.post(reverse(LIST), action)
 
     assert (page.status_code, saved.status_code) == (200, 403)
     key.refresh_from_db()
     assert key.revoked_reason == "abuse"
+
+
+def test_a_page_shows_what_revoking_will_do_before_it_is_done(admin_client, acme, key, monkeypatch):
+    services.issue_key(tenant=acme, label="weekly", actor="root")
+    monkeypatch.setattr(above, "running_calls", lambda keys: 3 if len(keys) == 2 else 0)
+    chosen = [str(one.pk) for one in ApiKey.objects.all()]
+
+    asked = admin_client.post(reverse(LIST), {"action": "revoke", "_selected_action": chosen})
+    untouched = ApiKey.objects.filter(revoked_at=None).count()
+    done = admin_client.post(
+        reverse(LIST),
+        {"action": "revoke", "_selected_action": chosen, "answered": "yes", "reason": "lost"},
+        follow=True,
+    )
+
+    assert "This changes 2 keys and cuts 3 running calls." in asked.content.decode()
+    assert untouched == 2
+    assert ApiKey.objects.filter(revoked_reason="lost").count() == 2
+    assert "Revoked 2 of 2 keys" in done.content.decode()
+
+
+def test_keys_are_disabled_and_enabled_by_action(admin_client, key):
+    def act(action, reason):
+        return admin_client.post(
+            reverse(LIST),
+            {"action": action, "_selected_action": [str(key.pk)], "answered": "yes", "reason": reason},
+        )
+
+    assert act("disable", "odd calls").status_code == 302
+    key.refresh_from_db()
+    assert key.disabled_reason == "odd calls"
+    assert [
+        row.label for row in admin_client.get(reverse(LIST), {"state": "disabled"}).context["cl"].result_list
+    ]
+    assert act("enable", "").status_code == 200  # without a reason it is asked for again
+    assert act("enable", "explained").status_code == 302
+    key.refresh_from_db()
+    assert (key.disabled_at, key.disabled_reason) == (None, "")
+
+
+def test_the_end_of_keys_is_set_by_action_within_what_the_tenant_allows(admin_client, acme, key):
+    tenant_services.change_tenant(tenant=acme, actor="root", max_key_days=30)
+
+    def act(days):
+        ends = now() + timedelta(days=days)
+        return admin_client.post(
+            reverse(LIST),
+            {
+                "action": "expire", "_selected_action": [str(key.pk)], "answered": "yes",
+                "expires_at_0": f"{ends:%Y-%m-%d}", "expires_at_1": "12:00:00",
+            },
+        )  # fmt: skip
+
+    refused, done = act(60), act(20)
+
+    assert "works for 30 days at most" in refused.content.decode()
+    assert done.status_code == 302
+    key.refresh_from_db()
+    assert key.expires_at < now() + timedelta(days=21)
+
+
+def test_a_key_is_rotated_on_a_page_that_shows_the_new_secret_once(admin_client, key):
+    page = reverse("admin:keys_apikey_rotate", args=[key.pk])
+    old = KeySecret.objects.get()
+
+    asked = admin_client.get(page)
+    rotated = admin_client.post(page, {"grace": "24h"})
+    shown = re.search(r"tg_[0-9A-Za-z]{58}", rotated.content.decode())
+    later = admin_client.get(page).content.decode()
+    ended = admin_client.post(reverse("admin:keys_apikey_end_grace", args=[key.pk]), follow=True)
+
+    assert asked.context["form"].initial == {}
+    assert old.public_id in asked.content.decode()
+    assert shown is not None
+    assert "no-store" in rotated.headers["Cache-Control"]
+    assert shown.group() not in later
+    assert "Only the newest secret works now." in ended.content.decode()
+    old.refresh_from_db()
+    assert old.retires_at is not None
+    assert old.retires_at <= now()
+    assert AuditEvent.objects.get(action="key.rotated").actor == "admin"
+
+
+def test_without_the_right_to_change_keys_nobody_rotates_one(client, django_user_model, key):
+    user = django_user_model.objects.create(username="looks", is_staff=True)
+    user.user_permissions.add(Permission.objects.get(codename="view_apikey"))
+    client.force_login(user)
+
+    refused = client.post(reverse("admin:keys_apikey_rotate", args=[key.pk]), {"grace": "now"})
+
+    assert refused.status_code == 403
+    assert KeySecret.objects.count() == 1
+
+
+def test_the_page_of_a_key_tells_what_it_may_call(admin_client, acme):
+    key, _ = services.issue_key(
+        tenant=acme, label="ci", actor="root", scopes=["chat"], address_blocks=["192.0.2.0/24"]
+    )
+    set_budget(scope="tenant", tenant=acme, unit="tokens", period="day", limit=1000, actor="root")
+
+    page = admin_client.get(reverse(CHANGE, args=[key.pk])).content.decode()
+
+    assert "This key may call" in page
+    assert "<code>/v1/chat/completions</code>, from 192.0.2.0/24" in page
+    assert "<code>no_models</code>" in page
+    assert "tenant-tokens-day" in page
+
+
+def test_scopes_and_networks_are_chosen_on_the_form_and_emptied_again(admin_client, acme):
+    issue(admin_client, acme, scopes=["chat", "models"], address_blocks="192.0.2.7,2001:db8::/32")
+    key = ApiKey.objects.get()
+    assert (key.scopes, key.address_blocks) == (["chat", "models"], ["192.0.2.7/32", "2001:db8::/32"])
+
+    no_secrets = {"secrets-TOTAL_FORMS": "0", "secrets-INITIAL_FORMS": "0"}
+    page = reverse(CHANGE, args=[key.pk])
+    refused = admin_client.post(page, form(acme, address_blocks="192.0.2.7/24", **no_secrets))
+    emptied = admin_client.post(page, form(acme, **no_secrets))
+
+    assert emptied.status_code == 302, emptied.context["errors"]
+    assert "Is 192.0.2.0/24 meant?" in refused.content.decode()
+    key.refresh_from_db()
+    assert (key.scopes, key.address_blocks) == (None, None)
