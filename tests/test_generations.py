@@ -68,8 +68,7 @@ def test_a_new_tenant_is_in_force_when_its_service_returns(acme):
         "DELETE FROM keys_keysecret",
         "UPDATE tenants_tenant SET state = 'suspended'",
         "INSERT INTO tenants_team (id, tenant_id, name) SELECT id, id, 'Lab' FROM tenants_tenant",
-        "INSERT INTO tenants_serviceaccount (id, tenant_id, name, created_at) "
-        "SELECT id, id, 'build', now() FROM tenants_tenant",
+        "INSERT INTO tenants_serviceaccount SELECT id, 'build', now(), NULL, NULL, id FROM tenants_tenant",
         "UPDATE keys_apikey SET disabled_at = now()",
         "UPDATE keys_apikey SET scopes = '{chat}', address_blocks = '{192.0.2.0/24}'",
         "UPDATE keys_keysecret SET retires_on_use = true",
