@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 # Clients have nothing to say. What is longer is not even read to its end.
 LONGEST_MESSAGE_BYTES = 1024
 # Who does not answer a ping is gone, whatever the network says.
-PING_SECONDS = 20
-PONG_SECONDS = 10
+PING_SECONDS = 10
+PONG_SECONDS = 5
 REASON_BYTES = 123
 TEXT = 1
 

@@ -39,8 +39,10 @@ async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "websocket.close"})
 
 
+# Of all live views.
+routes = [*budgets.urlpatterns]
 _elsewhere = re_path("", _refuse)  # type: ignore[arg-type]  # answered with messages, not with a response
-_router = URLRouter([*budgets.urlpatterns, _elsewhere])  # type: ignore[no-untyped-call]
+_router = URLRouter([*routes, _elsewhere])  # type: ignore[no-untyped-call]
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:

@@ -53,8 +53,10 @@ CHECK_SECONDS = 1.0
 SIGN_OF_LIFE_SECONDS = 15.0
 MOST_PER_PERSON = 20
 
-# Of their own, and few: many viewers make views slower, and nothing else.
-_threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="live")
+# Of their own, and few: many viewers make views slower, and nothing else. What
+# waits for a server that hangs must not keep people from being asked for.
+_for_reading = ThreadPoolExecutor(max_workers=2, thread_name_prefix="live views")
+_for_checking = ThreadPoolExecutor(max_workers=2, thread_name_prefix="live viewers")
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -109,7 +111,7 @@ class Feed:
 
     async def _look(self) -> None:
         try:
-            self.parts = await read_aside(self.read, threads=_threads)
+            self.parts = await read_aside(self.read, threads=_for_reading)
         except (RedisError, DatabaseError, TimeoutError):
             self.stale = self.stale or datetime.now(UTC)
         except Exception:
@@ -249,7 +251,7 @@ class LiveView:
     async def _look(self, scope: Scope) -> tuple[UUID, Hashable] | Closing:
         """Who is there and what they get to see, or why nothing."""
         try:
-            return await read_aside(lambda: self._decide(scope), threads=_threads)
+            return await read_aside(lambda: self._decide(scope), threads=_for_checking)
         except SignedOut:
             return SIGNED_OUT
         except PermissionDenied as exc:

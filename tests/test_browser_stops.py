@@ -15,12 +15,27 @@ from budgets.services import set_budget
 from tenants.models import User
 from tests.browser import Browser, check_page, enter, shoot
 from tests.browser_thread import expect
-from tests.conftest import Caller, House
+from tests.conftest import Caller, House, eventually
 from tests.people import a_person
 from tests.revoking import LONG
 
 CALLS = "/admin/budgets/runningcall/"
 SWITCHES = "/admin/budgets/killswitch/"
+
+
+# Another tab before it would do the same, in a browser that has a screen.
+LOOKED_AT = """hidden => {
+    Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+KEEP_SOCKETS = """
+    window.sockets = [];
+    window.WebSocket = class extends WebSocket {
+        constructor(...given) { super(...given); sockets.push(this); }
+    };
+"""
+STATES = "() => sockets.map(one => ['connecting', 'open', 'closing', 'closed'][one.readyState])"
 
 
 @pytest.fixture
@@ -175,3 +190,16 @@ def test_the_meter_of_a_tenant_moves_while_a_call_runs(house: House, page: Page)
         expect(row).to_contain_text("50 %")
         check_page(page)
         shoot(page, "portal-meter")
+
+
+def test_a_page_that_nobody_looks_at_listens_to_nothing(olga: Page) -> None:
+    olga.add_init_script(script=KEEP_SOCKETS)
+    olga.goto(CALLS)
+    is_live(olga)
+
+    olga.evaluate(LOOKED_AT, True)
+    eventually(lambda: olga.evaluate(STATES) == ["closed"])
+    olga.evaluate(LOOKED_AT, False)
+
+    eventually(lambda: olga.evaluate(STATES) == ["closed", "open"])
+    is_live(olga)

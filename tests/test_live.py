@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import select
 import signal
 import socket
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from django.test import Client, RequestFactory
 from websockets.exceptions import ConnectionClosed
 
 from budgets.services import arm_kill_switch, lift_kill_switch
+from config.live import routes
 from config.second_factor import WHY
 from tenants import live
 from tenants.live import MOST_PER_PERSON, LiveView
@@ -34,6 +37,7 @@ from tests.sockets import CALLS, closing_of, message, message_until, messages_du
 from tests.test_streams import open_raw
 
 SWITCHES = "/live/admin/kill-switches/"
+LIVE = Path(__file__).resolve().parent.parent / "docs" / "live.md"
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
 
@@ -152,7 +156,12 @@ def test_equal_states_are_not_sent_twice_nor_others_more_than_twice_a_second(
     assert all(later - earlier > 0.49 for earlier, later in pairwise(moments))
 
 
-def test_without_redis_a_view_says_since_when_it_is_old(house: House, olga: Client) -> None:
+@pytest.mark.parametrize(
+    ("goes", "comes_back"), [("refuse", "take_again"), ("freeze", "thaw")], ids=["gone", "hangs"]
+)
+def test_without_redis_a_view_says_since_when_it_is_old(
+    house: House, olga: Client, goes: str, comes_back: str
+) -> None:
     with (
         line_to(settings.REDIS_URL) as (line, url),
         Gateway(REDIS_URL=url) as gateway,
@@ -160,11 +169,12 @@ def test_without_redis_a_view_says_since_when_it_is_old(house: House, olga: Clie
     ):
         assert message(socket)["stale"] is None
 
-        line.refuse()
+        getattr(line, goes)()
         stale = message_until(socket, lambda said: said["stale"])
-        line.take_again()
+        getattr(line, comes_back)()
 
         assert stale["parts"] == {}
+        assert stale["stale"] <= stale["at"]
         message_until(socket, lambda said: said["stale"] is None)
 
 
@@ -225,6 +235,17 @@ def asked_plainly(gateway: Gateway, path: str, lines: list[str]) -> socket.socke
     return connection
 
 
+def handshake_of(gateway: Gateway, browser: Client) -> list[str]:
+    """What ``asked_plainly`` has to send to be let in."""
+    cookie = f"{settings.SESSION_COOKIE_NAME}={browser.cookies[settings.SESSION_COOKIE_NAME].value}"
+    return [
+        "Sec-WebSocket-Version: 13",
+        f"Sec-WebSocket-Key: {KEY}",
+        f"Origin: {gateway.url}",
+        f"Cookie: {cookie}",
+    ]
+
+
 @pytest.mark.parametrize(
     "lines",
     [
@@ -280,8 +301,7 @@ def test_whoever_stops_reading_is_cut_off_and_others_are_told_on(house: House, o
     for _ in range(50):
         arm_kill_switch(scope="tenant", tenant=house.acme, actor="otto", reason=200_000 * "x")
     with Gateway(CLIENT_STALL_SECONDS="1") as gateway:
-        cookie = f"Cookie: {settings.SESSION_COOKIE_NAME}={olga.cookies[settings.SESSION_COOKIE_NAME].value}"
-        lines = ["Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {KEY}", f"Origin: {gateway.url}", cookie]
+        lines = handshake_of(gateway, olga)
         with asked_plainly(gateway, SWITCHES, lines) as silent, opened(gateway, CALLS, olga) as other:
             ends = select.poll()
             # Told without being asked for: that the other side is gone.
@@ -343,3 +363,21 @@ def test_what_several_see_is_read_once_for_all_and_no_more_when_they_have_left()
     assert not live._feeds
     assert not live._sockets
     assert LiveView._open == 0
+
+
+def test_a_client_that_is_gone_without_a_word_is_cut_off(house: House, olga: Client) -> None:
+    with asked_plainly(house.gateway, CALLS, handshake_of(house.gateway, olga)) as gone:
+        answer = b""
+        while b"No call is running." not in answer:
+            answer += gone.recv(65536)
+
+        # It reads, and answers no question whether it is there.
+        with contextlib.suppress(ConnectionResetError):
+            while answer:
+                answer = gone.recv(65536)
+
+
+def test_every_live_view_is_in_the_docs() -> None:
+    told = set(re.findall(r"^\| `(/live/[^`?]*)", LIVE.read_text(), re.MULTILINE))
+
+    assert told == {"/" + re.sub(r"<\w+:", "<", str(route.pattern)) for route in routes}
