@@ -198,7 +198,7 @@ def unmarked(source: str) -> list[str]:
         elif token.token_type is TokenType.TEXT and not inside:
             shown.append(token.contents)
     # What programs read, and what is the same in every language.
-    page = re.sub(r"<(script|code|pre|svg)\b.*?</\1>|<!--.*?-->", " ", "".join(shown), flags=re.DOTALL)
+    page = re.sub(r"<(script|code|pre|svg)\b.*?</\1>|<!--.*?-->|&\w+;", " ", "".join(shown), flags=re.DOTALL)
     told = re.findall(r"\s(?:aria-label|title|placeholder|alt|label)=\"([^\"]*)\"", page)
     words = re.findall(r"[^\W\d_]{2,}", " ".join([re.sub(r"<[^>]*>", " ", page), *told]))
     return [word for word in words if word not in UNIVERSAL]
