@@ -344,6 +344,6 @@ def test_every_page_of_the_url_table_is_asked_for(transactional_db: None) -> Non
     assert {"/portal/acme/usage/", "/admin/", "/admin/budgets/ledgerentry/"} <= {
         page.address for page in found
     }
-    assert all("<slug:link>" in route for route in without)
+    assert not {route for route in without if route.startswith("admin/")}
     assert "actual time" in pages.explained(found[0])
     assert len(list(pages.report(found, without))) == 1 + len(found) + len(without)
