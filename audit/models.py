@@ -4,6 +4,8 @@ from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
 
+from audit.walls import Walled
+
 
 class AuditEvent(models.Model):
     """A change made by a person or by the gateway: who did what to whom, and why.
@@ -27,6 +29,8 @@ class AuditEvent(models.Model):
     tenant_id = models.UUIDField(null=True, blank=True)
     reason = models.TextField(blank=True)
     details = models.JSONField(default=dict, blank=True, encoder=DjangoJSONEncoder)
+
+    objects = Walled("tenant_id")
 
     class Meta:
         ordering = ["-id"]
@@ -132,6 +136,8 @@ class RequestEvent(models.Model):
     first_byte_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
 
+    objects = Walled("tenant_id")
+
     class Meta:
         ordering = ["-at"]
         constraints = [
@@ -170,6 +176,8 @@ class LoggedPrompt(models.Model):
     prompt = models.BinaryField()
     answer = models.BinaryField()
     cut = models.BooleanField(help_text="Something was left out because it was too long.")
+
+    objects = Walled("tenant_id")
 
     class Meta:
         ordering = ["-at"]

@@ -9,6 +9,7 @@ from django.db.transaction import TransactionManagementError
 
 from audit.models import AuditEvent
 from audit.origins import origin
+from audit.walls import across
 
 # What follows the name of an account when its person acts by command.
 SHELL = " (manage.py)"
@@ -27,15 +28,17 @@ def record(
     """
     if not connection.in_atomic_block:
         raise TransactionManagementError(f"{action}: an audit event belongs in the transaction of its change")
-    return AuditEvent.objects.create(
-        action=action,
-        actor=actor,
-        origin=origin.get(),
-        subject=subject,
-        tenant_id=tenant_id,
-        reason=reason,
-        details=details,
-    )
+    # Whoever acts, wherever: what is written is the gateway's own.
+    with across():
+        return AuditEvent.objects.create(
+            action=action,
+            actor=actor,
+            origin=origin.get(),
+            subject=subject,
+            tenant_id=tenant_id,
+            reason=reason,
+            details=details,
+        )
 
 
 def person_at_the_shell() -> str:

@@ -18,7 +18,7 @@ from tenants.portal import tenant_page
 @tenant_page
 def statements(request: HttpRequest, access: Access) -> HttpResponse:
     """The statements of a tenant, the newest month first."""
-    if not access.exports:
+    if not access.reads_statements:
         raise PermissionDenied
     found = (
         Statement.objects.filter(tenant_id=access.tenant.pk)
@@ -40,7 +40,7 @@ def statements(request: HttpRequest, access: Access) -> HttpResponse:
 @tenant_page
 def statement_paper(request: HttpRequest, access: Access, number: str, kind: str) -> HttpResponse:
     """One paper of a statement, as it was drawn."""
-    if not access.exports:
+    if not access.reads_statements:
         raise PermissionDenied
     return paper(get_object_or_404(Statement, tenant_id=access.tenant.pk, number=number), kind)
 

@@ -9,7 +9,7 @@ from budgets.api.limits import BudgetViewSet, RateLimitViewSet
 from budgets.api.prices import PriceViewSet
 from budgets.api.running_calls import RunningCallViewSet
 from budgets.api.statements import StatementViewSet
-from budgets.api.usage import EntryViewSet, UsageViewSet
+from budgets.api.usage import UsageViewSet
 
 router = SimpleRouter(use_regex_path=False)
 router.register("exports", ExportViewSet, basename="export")
@@ -21,7 +21,7 @@ router.register("running-calls", RunningCallViewSet, basename="running-call")
 router.register("statements", StatementViewSet, basename="statement")
 
 urlpatterns = [
-    path("usage/", UsageViewSet.as_view({"get": "list"}), name="usage"),
-    path("usage/entries/", EntryViewSet.as_view({"get": "list"}), name="usage-entries"),
+    path("usage/", UsageViewSet.as_view({"get": "sums"}), name="usage"),
+    path("usage/entries/", UsageViewSet.as_view({"get": "entries"}), name="usage-entries"),
     *router.urls,
 ]

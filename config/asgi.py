@@ -13,6 +13,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 site = get_asgi_application()
 
 # These need the applications that the line above has loaded.
+from audit.walls import closed  # noqa: E402
 from budgets import refusals, spool  # noqa: E402
 from budgets.epochs import expected  # noqa: E402
 from budgets.estimators import estimators  # noqa: E402
@@ -62,7 +63,9 @@ class Gateway:
             background.start()
             await _answer(self._doors, scope, receive, send)
         elif scope["type"] == "websocket":
-            await live.answer(scope, receive, send)
+            # A door too: closed until a view says whose rows it shows.
+            with closed():
+                await live.answer(scope, receive, send)
         else:
             await _follow(receive, send)
 

@@ -39,6 +39,14 @@ STOP_SECONDS = 20
 SYSTEM_DIRECTORY = Path("/var/lib/tollgate")
 
 
+# What ``audit.walled_role`` holds people to; there already if an attempt was cut short.
+WALLED_ROLE = (
+    "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'tollgate_walled') "
+    "THEN CREATE ROLE tollgate_walled NOLOGIN; END IF; END $$\n"
+    "GRANT tollgate_walled TO tollgate\n"
+)
+
+
 class EmbeddedServerError(Exception):
     """An embedded server cannot be started; the message says why."""
 
@@ -153,7 +161,7 @@ class EmbeddedServer:
 
 
 class Postgres(EmbeddedServer):
-    """PostgreSQL with one ordinary role and its database, both called ``tollgate``."""
+    """PostgreSQL with one ordinary role and its database, both ``tollgate``, and the role for walls."""
 
     name = "PostgreSQL"
     # Fast shutdown: connections are cut, data is written out, nothing to recover at the next start.
@@ -174,6 +182,11 @@ class Postgres(EmbeddedServer):
         if not created.exists():
             self._create(programs, data, account)
             created.touch()
+        walled = self.directory / "walled"
+        if not walled.exists():
+            # Data of a release before this one has no such role, and our own may make none.
+            self._as_superuser(programs, data, account, WALLED_ROLE)
+            walled.touch()
         self.port = free_port()
         settings = {
             "listen_addresses": "127.0.0.1",
@@ -216,12 +229,17 @@ class Postgres(EmbeddedServer):
             ],
             account,
         )
-        self._run(
-            [programs / "postgres", "--single", "-D", data, "postgres"],
+        self._as_superuser(
+            programs,
+            data,
             account,
             f"CREATE ROLE tollgate LOGIN CREATEDB PASSWORD '{self._password()}'\n"
             "CREATE DATABASE tollgate OWNER tollgate\n",
         )
+
+    def _as_superuser(self, programs: Path, data: Path, account: Account, statements: str) -> None:
+        """Run statements, one a line, while there is no server."""
+        self._run([programs / "postgres", "--single", "-D", data, "postgres"], account, statements)
 
     def _run(self, command: Sequence[str | Path], account: Account, text: str = "") -> None:
         try:

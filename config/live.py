@@ -15,6 +15,7 @@ from django.http import HttpRequest, HttpResponse
 from django.middleware.csrf import CsrfViewMiddleware
 from django.urls import re_path
 
+from audit.walls import across
 from budgets import live as budgets
 from config.second_factor import WHY, is_missing
 from tenants.live import Receive, Scope, Send, SignedOut
@@ -63,7 +64,10 @@ def _visit(scope: Scope) -> HttpRequest:
     request.user = get_user(request)
     if not request.user.is_authenticated:
         raise SignedOut
-    if is_missing(request):
+    # As for a page: before its door is closed.
+    with across():
+        missing = is_missing(request)
+    if missing:
         raise PermissionDenied(WHY)
     return request
 

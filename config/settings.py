@@ -71,6 +71,8 @@ MIDDLEWARE = [
     "allauth.account.middleware.AccountMiddleware",
     "config.second_factor.SecondFactor",
     "config.origins.Origins",
+    # The last, so that all before it is the system's: who somebody is has to be found out first.
+    "config.walls.Doors",
 ]
 
 ROOT_URLCONF = "config.urls"

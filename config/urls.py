@@ -29,6 +29,7 @@ urlpatterns = [
     path("account/", include("allauth.urls")),
     path("portal/", include("tenants.portal")),
     path("portal/", include("tenants.portal_team")),
+    path("portal/", include("tenants.portal_audit")),
     path("portal/", include("budgets.portal_statements")),
     path("portal/<slug:slug>/", include("budgets.portal")),
     path("portal/", include("budgets.exports.portal")),

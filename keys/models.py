@@ -5,6 +5,7 @@ from django.db.models import F, Q
 from django.utils.timezone import now
 
 from audit.redaction import LONGEST_TEMPLATE, MOST_TEMPLATES, check_template
+from audit.walls import Walled
 from keys.endpoints import ENDPOINTS, validate_endpoints
 from keys.networks import NetworkField, network_in
 from keys.policies import OPTIONS
@@ -79,6 +80,8 @@ class ApiKey(models.Model):
     revoked_reason = models.TextField(blank=True, editable=False)
     # The last field, because from here on the name is no longer Django's module.
     models = ArrayField(models.TextField(), null=True, blank=True)
+
+    objects = Walled()
 
     class Meta:
         ordering = ["-created_at"]
@@ -180,6 +183,8 @@ class KeySecret(models.Model):
     retires_at = models.DateTimeField(null=True, blank=True, editable=False, db_column="expires_at")
     retires_on_use = models.BooleanField(default=False, db_default=False, editable=False)
 
+    objects = Walled("key", via="keys.ApiKey")
+
     class Meta:
         ordering = ["-created_at"]
         constraints = [
@@ -212,6 +217,8 @@ class SecretUse(models.Model):
     model = models.TextField(blank=True)
     address_block = NetworkField()
     noted_at = models.DateTimeField()
+
+    objects = Walled("secret", via="keys.KeySecret")
 
     class Meta:
         ordering = ["-used_at"]
@@ -271,6 +278,8 @@ class PolicyRule(models.Model):
         help_text="What is sent where the client does not choose; keep_alive is in seconds. "
         "Empty: nothing is said.",
     )
+
+    objects = Walled(shared=True)
 
     class Meta:
         ordering = ["option"]
@@ -372,6 +381,8 @@ class AnonymousAccess(models.Model):
         models.TextField(), default=list, blank=True, help_text="Models visitors may call. Empty: none."
     )
 
+    objects = Walled()
+
     class Meta:
         verbose_name = "anonymous access"
         verbose_name_plural = "anonymous access"
@@ -420,6 +431,8 @@ class PromptRules(models.Model):
         help_text="Such as EMP-####: # is a digit, @ a letter, ? either, + up to 32 of what is before it.",
     )
 
+    objects = Walled()
+
     class Meta:
         verbose_name_plural = "prompt rules"
         ordering = ["tenant__slug"]
@@ -427,7 +440,7 @@ class PromptRules(models.Model):
             models.CheckConstraint(
                 condition=Q(readers__contained_by=list(PROMPT_READERS)),
                 name="keys_promptrules_readers_are_roles",
-                violation_error_message="Readers are owner, admin, member, finance and operator.",
+                violation_error_message="Readers are owner, admin, member, finance, auditor and operator.",
             ),
         ]
 
@@ -482,6 +495,8 @@ class ManagementKey(models.Model):
     last_used_at = models.DateTimeField(
         null=True, blank=True, editable=False, help_text="Noted once a minute at most."
     )
+
+    objects = Walled()
 
     class Meta:
         ordering = ["-created_at"]

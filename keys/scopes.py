@@ -17,6 +17,9 @@ SCOPES = {
     "switches:write": "arm and lift kill switches",
     "calls:read": "calls that run now",
     "calls:write": "end running calls",
+    "usage:read": "what was used, down to each request",
+    "exports:read": "exports that the key has ordered, and their files",
+    "exports:write": "order exports",
     "statements:read": "statements of closed months",
     "audit:read": "who changed what",
 }

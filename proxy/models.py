@@ -6,6 +6,7 @@ from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import Q
 
+from audit.walls import Walled
 from proxy.names import canonical
 from tenants.exceptions import Refusal
 from tenants.ids import new_id
@@ -76,6 +77,8 @@ class ModelAlias(models.Model):
     model = models.CharField(
         max_length=350, validators=[valid_model_name], help_text="The installed model: llama3.2:3b"
     )
+
+    objects = Walled(shared=True)
 
     class Meta:
         ordering = ["alias"]

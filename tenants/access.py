@@ -9,15 +9,18 @@ from django.contrib.auth.models import AnonymousUser
 from django.db.models import QuerySet
 from django.utils.translation import gettext
 
+from audit.walls import across
 from tenants.models import Member, Tenant, User
 
 # With a place on the staff, what it takes to see tenants, and to see what they used.
 SEE_TENANTS = "tenants.view_tenant"
 SEE_USAGE = "budgets.view_ledgerentry"
 CHANGE_MEMBERS = "tenants.change_member"
+SEE_AUDIT = "audit.view_auditevent"
 
-WHOLE_TENANT = frozenset({Member.Role.OWNER, Member.Role.ADMIN, Member.Role.FINANCE})
+WHOLE_TENANT = frozenset({Member.Role.OWNER, Member.Role.ADMIN, Member.Role.FINANCE, Member.Role.AUDITOR})
 EXPORTING = frozenset({Member.Role.OWNER, Member.Role.FINANCE})
+AUDITING = frozenset({Member.Role.OWNER, Member.Role.ADMIN, Member.Role.AUDITOR})
 # The roles that somebody of a role may give, take, and let go.
 GRANTING = {
     Member.Role.OWNER: frozenset(Member.Role),
@@ -61,19 +64,32 @@ class Access:
     @property
     def usage(self) -> Reach:
         """How much of the usage they may read; of their own keys it is that of ``member``."""
-        if is_operator(self.user, SEE_USAGE) or (self.member and self.member.role in WHOLE_TENANT):
+        if is_operator(self.user, SEE_USAGE) or self._is_one_of(WHOLE_TENANT):
             return Reach.WHOLE_TENANT
         return Reach.OWN_KEYS if self.member else Reach.NOTHING
 
     @property
     def exports(self) -> bool:
-        """Whether they may take usage and statements of the tenant with them."""
-        return is_operator(self.user, SEE_USAGE) or bool(self.member and self.member.role in EXPORTING)
+        """Whether they may take usage of the tenant with them."""
+        return is_operator(self.user, SEE_USAGE) or self._is_one_of(EXPORTING)
+
+    @property
+    def reads_statements(self) -> bool:
+        """Whether they may read what the tenant was billed for: who exports, and who looks into it."""
+        return self.exports or self._is_one_of(frozenset({Member.Role.AUDITOR}))
+
+    @property
+    def reads_audit(self) -> bool:
+        """Whether they may read who changed what in the tenant."""
+        return is_operator(self.user, SEE_AUDIT) or self._is_one_of(AUDITING)
+
+    def _is_one_of(self, roles: frozenset[Member.Role]) -> bool:
+        return self.member is not None and self.member.role in roles
 
     @property
     def reads_team(self) -> bool:
         """Whether they see all members, invitations and service accounts; a member sees only themselves."""
-        return is_operator(self.user) or bool(self.member and self.member.role in WHOLE_TENANT)
+        return is_operator(self.user) or self._is_one_of(WHOLE_TENANT)
 
     @property
     def grants(self) -> frozenset[Member.Role]:
@@ -107,10 +123,12 @@ def tenants_of(user: Person) -> QuerySet[Tenant]:
 
 def access_to(user: Person, slug: str) -> Access | None:
     """What a person is at the tenant with this slug; None: there is none that they may know of."""
-    tenant = tenants_of(user).filter(slug=slug).first()
-    if tenant is None or not isinstance(user, User):
-        return None
-    return Access(user, tenant, Member.objects.filter(tenant=tenant, user=user).first())
+    # What somebody may see is asked for where nothing can be seen yet.
+    with across():
+        tenant = tenants_of(user).filter(slug=slug).first()
+        if tenant is None or not isinstance(user, User):
+            return None
+        return Access(user, tenant, Member.objects.filter(tenant=tenant, user=user).first())
 
 
 def may_read_usage(user: Person, tenant: Tenant) -> Reach:

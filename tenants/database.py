@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 from django.db import Error as DatabaseError
@@ -33,7 +34,9 @@ async def read_aside(
     are others for what must not keep the path of a request waiting.
     """
     async with asyncio.timeout(seconds):
-        return await asyncio.get_running_loop().run_in_executor(threads, _and_close, read)
+        # What is behind a wall here is so in the thread too.
+        place = copy_context()
+        return await asyncio.get_running_loop().run_in_executor(threads, place.run, _and_close, read)
 
 
 def _and_close(read: Callable[[], Rows]) -> Rows:

@@ -25,6 +25,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, ClassVar
@@ -36,6 +37,7 @@ from django.http import Http404, HttpRequest
 from django.urls import URLPattern, path
 from django.utils import translation
 
+from audit.walls import across, within
 from tenants.access import Access, access_to
 from tenants.database import DatabaseError, read_aside
 from tenants.models import User
@@ -194,6 +196,10 @@ class LiveView:
         """
         raise NotImplementedError
 
+    def place(self, subject: Any) -> AbstractContextManager[None]:
+        """Whose rows the parts are made of (``audit.walls``)."""
+        raise NotImplementedError
+
     def parts(self, subject: Any) -> Parts:
         """What there is to be seen now: HTML by the names of what it replaces. Called in a thread."""
         raise NotImplementedError
@@ -271,7 +277,7 @@ class LiveView:
 
     def _read(self, key: Any) -> Parts:
         _, language, subject = key
-        with translation.override(language):
+        with translation.override(language), self.place(subject):
             return self.parts(subject)
 
 
@@ -286,6 +292,9 @@ class OperatorView(LiveView):
             raise PermissionDenied
         return ()
 
+    def place(self, subject: Any) -> AbstractContextManager[None]:
+        return across()
+
 
 class TenantView(LiveView):
     """A live view of the portal, at an address with the ``slug`` of a tenant."""
@@ -294,8 +303,13 @@ class TenantView(LiveView):
         access = access_to(request.user, parts.pop("slug"))
         if access is None:
             raise Http404
+        with within(access.tenant.pk):
+            found = self.subject_of(access, **parts)
         # What stands around the live parts depends on these.
-        return access.tenant.pk, access.tenant.state, access.role, self.subject_of(access, **parts)
+        return access.tenant.pk, access.tenant.state, access.role, found
+
+    def place(self, subject: Any) -> AbstractContextManager[None]:
+        return within(subject[0])
 
     def parts(self, subject: Any) -> Parts:
         return self.parts_of(subject[-1])

@@ -10,6 +10,7 @@ from django.db.models.functions import Lower
 from django.utils.timezone import now
 from django.utils.translation import gettext_lazy as _
 
+from audit.walls import Walled
 from tenants.ids import new_id
 
 SLUG = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?\Z"
@@ -113,6 +114,8 @@ class Tenant(models.Model):
         help_text="Models that keys which say nothing themselves may call, such as llama3.2:latest.",
     )
 
+    objects = Walled("id")
+
     class Meta:
         ordering = ["slug"]
         constraints = [
@@ -155,6 +158,8 @@ class CalendarChange(models.Model):
     time_zone = models.TextField()
     week_start = models.PositiveSmallIntegerField()
 
+    objects = Walled("tenant_id")
+
     class Meta:
         ordering = ["id"]
 
@@ -168,6 +173,8 @@ class Team(models.Model):
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="teams")
     name = models.CharField(max_length=80, help_text="Such as Research.")
+
+    objects = Walled()
 
     class Meta:
         ordering = ["tenant__slug", "name"]
@@ -193,6 +200,7 @@ class Member(models.Model):
         ADMIN = "admin", _("Admin")
         MEMBER = "member", _("Member")
         FINANCE = "finance", _("Finance")
+        AUDITOR = "auditor", _("Auditor")
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="members")
@@ -202,8 +210,11 @@ class Member(models.Model):
         max_length=10,
         choices=Role.choices,
         default=Role.MEMBER,
-        help_text="Owner and admin manage the tenant, a member their own keys; finance reads and exports.",
+        help_text="Owner and admin manage the tenant, a member their own keys; "
+        "finance reads and exports; an auditor reads.",
     )
+
+    objects = Walled()
 
     class Meta:
         ordering = ["tenant__slug", "user__username"]
@@ -215,7 +226,7 @@ class Member(models.Model):
             ),
             models.UniqueConstraint(fields=["id", "tenant"], name="tenants_member_with_its_tenant"),
             models.CheckConstraint(
-                condition=Q(role__in=["owner", "admin", "member", "finance"]),
+                condition=Q(role__in=["owner", "admin", "member", "finance", "auditor"]),
                 name="tenants_member_role_is_known",
             ),
         ]
@@ -243,6 +254,8 @@ class ServiceAccount(models.Model):
     name = models.CharField(max_length=80, help_text="What it is, such as nightly-build.")
     created_at = models.DateTimeField(default=now, editable=False)
     closed_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    objects = Walled()
 
     class Meta:
         ordering = ["tenant__slug", "name"]
@@ -292,6 +305,8 @@ class Invitation(models.Model):
         User, on_delete=models.PROTECT, related_name="invitations_accepted", null=True, blank=True
     )
     withdrawn_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    objects = Walled()
 
     class Meta:
         ordering = ["-created_at"]

@@ -12,6 +12,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
 from django.urls import path
 
+from audit.walls import across, within
 from tenants.access import Access, access_to, tenants_of
 
 # Operators see more than fit on a page, and search.
@@ -23,6 +24,7 @@ Page = Callable[Concatenate[HttpRequest, Access, ...], HttpResponseBase]
 def tenant_page(page: Page) -> Callable[..., HttpResponseBase]:
     """A view under ``/portal/<slug>/`` that is given the visitor's ``Access`` instead of the slug.
 
+    It runs within the walls of its tenant, whoever visits: rows of others are not there.
     Strangers are asked to sign in. A tenant that is not there and one that is
     not theirs get the same 404. Templates find the access as ``access``.
     """
@@ -34,7 +36,8 @@ def tenant_page(page: Page) -> Callable[..., HttpResponseBase]:
         if access is None:
             raise Http404
         request.access = access  # type: ignore[attr-defined]  # for the frame around every page
-        return page(request, access, **parts)
+        with within(access.tenant.pk):
+            return page(request, access, **parts)
 
     return of_tenant
 
@@ -43,10 +46,11 @@ def tenant_page(page: Page) -> Callable[..., HttpResponseBase]:
 def tenants(request: HttpRequest) -> HttpResponse:
     """The tenants of a person; if it is only one, its page."""
     wanted = request.GET.get("q", "").strip()
-    found = tenants_of(request.user)
-    if wanted:
-        found = found.filter(Q(slug__icontains=wanted) | Q(name__icontains=wanted))
-    listed = list(found[: MOST_LISTED + 1])
+    with across():
+        found = tenants_of(request.user)
+        if wanted:
+            found = found.filter(Q(slug__icontains=wanted) | Q(name__icontains=wanted))
+        listed = list(found[: MOST_LISTED + 1])
     if len(listed) == 1 and not wanted:
         return redirect("portal-tenant", listed[0].slug)
     context = {"tenants": listed[:MOST_LISTED], "more": len(listed) > MOST_LISTED, "q": wanted}

@@ -21,6 +21,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_http_methods
 
+from audit.walls import across
 from tenants.models import Member, User
 from tenants.services import change_person
 
@@ -66,10 +67,12 @@ def account(request: HttpRequest) -> HttpResponse:
         translation.activate(changed.language or translation.get_language_from_request(request))
         messages.success(request, _("It is saved."))
         return redirect("account")
+    with across():
+        memberships = list(Member.objects.filter(user=user).select_related("tenant", "team"))
     kinds = Authenticator.objects.filter(user=user).values_list("type", flat=True)
     context = {
         "form": form,
-        "memberships": Member.objects.filter(user=user).select_related("tenant", "team"),
+        "memberships": memberships,
         "has_app": Authenticator.Type.TOTP in kinds,
         "passkeys": list(kinds).count(Authenticator.Type.WEBAUTHN),
         "has_codes": Authenticator.Type.RECOVERY_CODES in kinds,

@@ -17,6 +17,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_post_parameters, sensitive_variables
 from django.views.decorators.http import require_GET, require_http_methods
 
+from audit.walls import across
 from tenants.invitations import (
     InvitationGone,
     accept_invitation,
@@ -33,6 +34,7 @@ SHOWN = "invitation"
 
 @sensitive_variables("token")
 @require_GET
+@across()
 def link(request: HttpRequest, token: str) -> HttpResponse:
     """Take the token out of sight: no page is shown at its address, so no referrer and no history has it."""
     too_many: HttpResponse | None = consume_or_429(request, action="invitation", limit_get=True)
@@ -47,6 +49,8 @@ def link(request: HttpRequest, token: str) -> HttpResponse:
 
 @sensitive_post_parameters("password")
 @require_http_methods(["GET", "POST"])
+# Whoever has the link belongs to no tenant yet; what they see is what the link is about.
+@across()
 def invitation(request: HttpRequest) -> HttpResponse:
     """What one is invited to. POST: accept it, and with a new account where there is none."""
     too_many: HttpResponse | None = consume_or_429(request, action="invitation")

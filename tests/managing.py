@@ -10,7 +10,7 @@ from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver
 
 from budgets.api.exports import ExportViewSet
-from budgets.api.usage import EntryViewSet, UsageViewSet
+from budgets.api.usage import UsageViewSet
 from keys.models import ManagementKey
 from keys.scopes import SCOPES
 from keys.services import issue_management_key
@@ -18,8 +18,8 @@ from tenants.api.managed import Managed
 from tenants.models import Tenant
 
 MANAGE = "manage/v1/"
-# For people who are signed in, by their place at a tenant; management keys do not get in.
-OF_PEOPLE = {UsageViewSet, EntryViewSet, ExportViewSet}
+# Where people get what their place at a tenant gives them, instead of a permission.
+BY_PLACE = {UsageViewSet, ExportViewSet}
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,7 @@ class Endpoint:
 
 
 def endpoints() -> list[Endpoint]:
-    """All of the URL table under ``/manage/v1/`` that is for programs, the document about it left out."""
-    return [one for one in all_endpoints() if one.view not in OF_PEOPLE]
-
-
-def all_endpoints() -> list[Endpoint]:
-    """The same with what is for people alone."""
+    """All of the URL table under ``/manage/v1/``, the document about it left out."""
     found = []
     for pattern in get_resolver("config.urls").url_patterns:
         if str(pattern.pattern) != MANAGE:

@@ -11,13 +11,14 @@ from tenants import services
 from tenants.models import Member, Tenant, User
 
 EVERYBODY = [
-    "owner", "admin", "finance", "member", "foreign owner", "operator", "superuser", "staff", "nobody",
-    "inactive owner", "inactive superuser", "stranger",
+    "owner", "admin", "finance", "auditor", "member", "foreign owner", "operator", "superuser", "staff",
+    "nobody", "inactive owner", "inactive superuser", "stranger",
 ]  # fmt: skip
-ROLES = frozenset({"owner", "admin", "finance", "member"})
+ROLES = frozenset({"owner", "admin", "finance", "auditor", "member"})
 OPERATORS = frozenset({"operator", "superuser"})
 UNKNOWN = frozenset({"inactive owner", "inactive superuser", "stranger"})
 MAY_EXPORT = frozenset({"owner", "finance", *OPERATORS})
+READS_STATEMENTS = MAY_EXPORT | {"auditor"}
 
 
 def a_person(who: str, acme: Tenant) -> User | AnonymousUser:

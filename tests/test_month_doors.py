@@ -27,7 +27,7 @@ from tenants.ids import new_id
 from tenants.models import Tenant
 from tests.accounts import a_tenant, ago, of_ledger, on, quiet_counters, used
 from tests.managing import manager
-from tests.people import EVERYBODY, MAY_EXPORT, UNKNOWN, a_browser, a_person
+from tests.people import EVERYBODY, READS_STATEMENTS, UNKNOWN, a_browser, a_person
 from tests.test_stops_by_operators import NOWHERE, signed_in
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -428,13 +428,13 @@ def test_nothing_is_changed_through_the_api(statement: Statement) -> None:
 
 @pytest.mark.parametrize("who", EVERYBODY)
 @pytest.mark.parametrize("page", ["", "{number}.pdf", "{number}.csv"])
-def test_statements_open_for_owner_finance_and_operators(statement: Statement, page: str, who: str) -> None:
+def test_statements_open_for_those_who_export_or_audit(statement: Statement, page: str, who: str) -> None:
     acme = Tenant.objects.get(slug="acme")
     browser = a_browser(a_person(who, acme))
 
     answer = browser.get("/portal/acme/statements/" + page.format(number=statement.number))
 
-    if who in MAY_EXPORT:
+    if who in READS_STATEMENTS:
         assert answer.status_code == 200
         if page:
             assert answer.content == getattr(statement, page[-3:])

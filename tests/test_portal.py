@@ -23,7 +23,7 @@ PAGES = {
     "/portal/no-such-tenant/": frozenset(),
     "/portal/ACME/": frozenset(),
 }
-MAY_READ = dict.fromkeys(["owner", "admin", "finance", *OPERATORS], Reach.WHOLE_TENANT) | {
+MAY_READ = dict.fromkeys(["owner", "admin", "finance", "auditor", *OPERATORS], Reach.WHOLE_TENANT) | {
     "member": Reach.OWN_KEYS
 }
 

@@ -1,26 +1,27 @@
 """Usage for programs: sums told apart by anything, and the entries that each is made of.
 
-People of a tenant ask for what they may read of it, operators for all.
+People of a tenant ask for what they may read of it, operators and keys of the platform for all.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from django import forms
 from django.core.exceptions import ValidationError
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import serializers
-from rest_framework.authentication import SessionAuthentication
 from rest_framework.exceptions import NotFound, PermissionDenied
-from rest_framework.permissions import IsAuthenticated
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.reverse import reverse
-from rest_framework.viewsets import ViewSet
 
-from budgets.addresses import MOST_ROWS, UsageForm, as_query
+from audit.walls import across, closed, within
+from budgets.addresses import DAYS, IDS, INSTANTS, MOST_ROWS, TEXTS, WITHOUT, UsageForm, as_query
 from budgets.explaining import explain, explain_entry
 from budgets.models import LedgerEntry
 from budgets.paging import MOST, USUAL, page_of
@@ -28,6 +29,10 @@ from budgets.pricing import exactly_as_usd, usd_in_full
 from budgets.reading import readable
 from budgets.usage import FIGURES, PARTS, Figures, Selection, estimated_share
 from tenants.access import SEE_USAGE, Access, Reach, access_to, is_operator, tenants_of
+from tenants.api.managed import Managed
+from tenants.api.permissions import ByPlace
+from tenants.api.programs import Program, tenant_of
+from tenants.models import Tenant, User
 
 RATES = ("input_price", "cached_price", "output_price", "gpu_price")
 
@@ -39,48 +44,6 @@ class Asked:
     form: UsageForm
     selection: Selection
     whose: dict[str, str]
-
-
-def asked_in(request: Request, *more: str) -> Asked:
-    """Read the address of a request; raises what is told for one that is wrong, or not theirs.
-
-    ``tenant`` is a slug, or the id of a tenant that may be gone already. Who
-    belongs to one tenant alone need not name it; without it operators ask for all.
-    """
-    form = UsageForm(request.query_params, known=["tenant", *more])
-    if not form.is_valid():
-        raise ValidationError(form.errors.as_data())
-    named = request.query_params.get("tenant", "")
-    if is_operator(request.user, SEE_USAGE):
-        tenant_id = _tenant_id(request, named) if named else None
-        return Asked(form, form.selection(tenant_id), {"tenant": str(tenant_id)} if tenant_id else {})
-    access = _access(request, named)
-    if access.usage == Reach.NOTHING:
-        raise PermissionDenied
-    selection = readable(form.selection(access.tenant.pk), access)
-    if selection is None:
-        raise NotFound
-    return Asked(form, selection, {"tenant": access.tenant.slug})
-
-
-def _tenant_id(request: Request, named: str) -> UUID:
-    try:
-        return UUID(named)
-    except ValueError:
-        tenant = tenants_of(request.user).filter(slug=named).first()
-    if tenant is None:
-        raise NotFound
-    return tenant.pk
-
-
-def _access(request: Request, named: str) -> Access:
-    slugs = [named] if named else list(tenants_of(request.user).values_list("slug", flat=True)[:2])
-    if len(slugs) > 1:
-        raise ValidationError({"tenant": "You belong to several tenants. Name one."})
-    access = access_to(request.user, slugs[0]) if slugs else None
-    if access is None:
-        raise NotFound
-    return access
 
 
 def figures_as_json(figures: Any) -> dict[str, Any]:
@@ -137,16 +100,96 @@ class EntrySerializer(serializers.ModelSerializer):
         return explain_entry(entry).by_rates
 
 
-class UsageViewSet(ViewSet):
-    """Sums of usage by any parts; each row's ``rows`` leads to its entries."""
+class FiguresSerializer(serializers.Serializer):
+    """Sums: whole numbers, and the cost besides in dollars."""
 
-    # For people alone, who read by their place at a tenant; no part of what is described for programs.
-    schema = None
-    authentication_classes = [SessionAuthentication]
-    permission_classes = [IsAuthenticated]
+    requests = serializers.IntegerField()
+    input_tokens = serializers.IntegerField()
+    cached_tokens = serializers.IntegerField()
+    output_tokens = serializers.IntegerField()
+    thinking_tokens = serializers.IntegerField()
+    estimated_tokens = serializers.IntegerField(help_text="Of input and output, those that were estimated.")
+    gpu_ms = serializers.IntegerField()
+    cost_micro_usd = serializers.IntegerField()
+    cost_usd = serializers.CharField()
+    estimated_share_per_mille = serializers.IntegerField(help_text="Rounded up: 0 means none.")
 
-    def list(self, request: Request) -> Response:
-        asked = asked_in(request)
+
+class TotalSerializer(FiguresSerializer):
+    rows = serializers.CharField(help_text="The address of the entries that it is the sum of.")
+
+
+class SumSerializer(TotalSerializer):
+    """The sums of one combination of what was asked for; of its parts those are there that were."""
+
+    deleted = serializers.ListField(child=serializers.CharField(), help_text="Parts that are gone.")
+
+    def get_fields(self) -> dict[str, serializers.Field]:
+        columns = dict.fromkeys(column for columns in PARTS.values() for column in columns)
+        parts = {column: serializers.CharField(required=False, allow_blank=True) for column in columns}
+        fields: dict[str, serializers.Field] = parts | super().get_fields()
+        return fields
+
+
+class UsageSerializer(serializers.Serializer):
+    """A whole and its parts; ``rest`` is what is in none of the ``results``, but in ``left_out`` others."""
+
+    by = serializers.ListField(child=serializers.ChoiceField(list(PARTS)))
+    total = TotalSerializer()
+    results = SumSerializer(many=True)
+    left_out = serializers.IntegerField()
+    rest = FiguresSerializer()
+
+
+class EntriesSerializer(serializers.Serializer):
+    """A page of entries, and the address of the next one."""
+
+    next = serializers.CharField(allow_null=True)
+    results = EntrySerializer(many=True)
+
+
+OF_SELECTION = [
+    OpenApiParameter("tenant", description="Slug, or id of one that may be gone. Without it: of all."),
+    *(OpenApiParameter(name, OpenApiTypes.DATE, description="Accounting day.") for name in DAYS),
+    *(OpenApiParameter(name, OpenApiTypes.DATETIME, description="When calls ended.") for name in INSTANTS),
+    *(OpenApiParameter(name, OpenApiTypes.UUID) for name in IDS),
+    *(OpenApiParameter(name) for name in TEXTS),
+    OpenApiParameter(
+        "without", description="Calls that have no team, member or run.", enum=WITHOUT, many=True
+    ),
+]
+
+
+class UsageViewSet(Managed):
+    """Usage, by any parts, and the entries of the ledger that each sum is made of.
+
+    Whoever belongs to one tenant alone need not name it, nor need a key of one
+    tenant; without it operators and keys of the platform ask for all.
+    """
+
+    scope = "usage"
+    permission_classes = [ByPlace]
+    needs = {}
+    filters = {}
+
+    def opened(self, request: Request) -> AbstractContextManager[None]:
+        if isinstance(request.user, Program) or is_operator(request.user, SEE_USAGE):
+            return super().opened(request)
+        # Whose usage it is has still to be read from the address.
+        return closed()
+
+    @extend_schema(
+        responses=UsageSerializer,
+        parameters=[
+            *OF_SELECTION,
+            OpenApiParameter("by", description="By what it is told apart.", enum=list(PARTS), many=True),
+            OpenApiParameter("order", description="A figure, with - before it from the largest down."),
+            OpenApiParameter("limit", OpenApiTypes.INT, description=f"Rows at most, up to {MOST_ROWS}."),
+        ],
+    )
+    def sums(self, request: Request) -> Response:
+        """Sums of usage by any parts; each row's ``rows`` leads to its entries."""
+        asked = self._asked()
         by, order, limit = (asked.form.cleaned_data[name] for name in ("by", "order", "limit"))
         explained = explain(asked.selection, by or ["key"], order=order, limit=limit or MOST_ROWS)
         whole, there = explained.whole, reverse("usage-entries", request=request)
@@ -172,17 +215,17 @@ class UsageViewSet(ViewSet):
             }
         )
 
-
-class EntryViewSet(ViewSet):
-    """Entries of the ledger, the newest first; ``next`` leads to the page after."""
-
-    # For people alone, who read by their place at a tenant; no part of what is described for programs.
-    schema = None
-    authentication_classes = [SessionAuthentication]
-    permission_classes = [IsAuthenticated]
-
-    def list(self, request: Request) -> Response:
-        asked = asked_in(request, "after", "page_size")
+    @extend_schema(
+        responses=EntriesSerializer,
+        parameters=[
+            *OF_SELECTION,
+            OpenApiParameter("after", description="Where the page before ended."),
+            OpenApiParameter("page_size", OpenApiTypes.INT, description=f"Up to {MOST}."),
+        ],
+    )
+    def entries(self, request: Request) -> Response:
+        """Entries of the ledger, the newest first; ``next`` leads to the page after."""
+        asked = self._asked("after", "page_size")
         size, after = _page_size(request), request.query_params.get("after", "")
         try:
             page = page_of(asked.selection, after, size)
@@ -196,6 +239,51 @@ class EntryViewSet(ViewSet):
                 "results": EntrySerializer(page.entries, many=True).data,
             }
         )
+
+    def _asked(self, *more: str) -> Asked:
+        """Read the address of a request; raises what is told for one that is wrong, or not theirs."""
+        user, asked = self.request.user, self.request.query_params
+        form = UsageForm(asked, known=["tenant", *more])
+        if not form.is_valid():
+            raise ValidationError(form.errors.as_data())
+        named, own = asked.get("tenant", ""), tenant_of(user)
+        if own is not None:
+            if named not in ("", own.slug, str(own.pk)):
+                raise NotFound
+            return Asked(form, form.selection(own.pk), {"tenant": own.slug})
+        if isinstance(user, Program) or is_operator(user, SEE_USAGE):
+            tenant_id = _tenant_id(user, named) if named else None
+            return Asked(form, form.selection(tenant_id), {"tenant": str(tenant_id)} if tenant_id else {})
+        access = _access(user, named)
+        if access.usage == Reach.NOTHING:
+            raise PermissionDenied
+        self._walls.enter_context(within(access.tenant.pk))
+        selection = readable(form.selection(access.tenant.pk), access)
+        if selection is None:
+            raise NotFound
+        return Asked(form, selection, {"tenant": access.tenant.slug})
+
+
+def _tenant_id(user: User | Program, named: str) -> UUID:
+    try:
+        return UUID(named)
+    except ValueError:
+        known = Tenant.objects.all() if isinstance(user, Program) else tenants_of(user)
+        tenant = known.filter(slug=named).first()
+    if tenant is None:
+        raise NotFound
+    return tenant.pk
+
+
+def _access(user: User, named: str) -> Access:
+    with across():
+        slugs = [named] if named else list(tenants_of(user).values_list("slug", flat=True)[:2])
+    if len(slugs) > 1:
+        raise ValidationError({"tenant": "You belong to several tenants. Name one."})
+    access = access_to(user, slugs[0]) if slugs else None
+    if access is None:
+        raise NotFound
+    return access
 
 
 def _page_size(request: Request) -> int:

@@ -27,12 +27,15 @@ from django.utils.timezone import now
 from django.utils.translation import gettext as _
 
 from audit.recording import record
+from audit.walls import across
 from budgets.exports.orders import Order
 from budgets.exports.own_thread import OwnThread
 from budgets.exports.sizes import Size, estimate
 from budgets.exports.workbooks import MOST_ROWS, TOO_LONG
 from budgets.exports.writing import Writing, refuse_archived, whose
 from budgets.models import Export
+from keys.models import ManagementKey
+from tenants.api.programs import Program
 from tenants.models import User
 
 logger = logging.getLogger(__name__)
@@ -51,19 +54,21 @@ class LeaseLost(Exception):
     """Somebody else makes the export by now."""
 
 
-def order_export(*, order: Order, user: User) -> Export:
-    """Let the worker make a file of ``order`` for ``user``.
+def order_export(*, order: Order, user: User | Program) -> Export:
+    """Let the worker make a file of ``order`` for ``user``, a person or a management key.
 
     Raises ``ValidationError`` for what ``fitting`` refuses, and for somebody
-    who has ``MOST_WAITING`` exports that are not made yet.
+    who has ``MOST_WAITING`` exports that are not made yet, of whichever tenants.
     """
     size = fitting(order)
     with transaction.atomic():
         # Two orders of one person at the same time count each other.
-        User.objects.select_for_update().get(pk=user.pk)
-        waiting = Export.objects.filter(
-            user_id=user.pk, state__in=[Export.State.WAITING, Export.State.RUNNING]
-        ).count()
+        orderers: Any = ManagementKey.objects if isinstance(user, Program) else User.objects
+        orderers.select_for_update().get(pk=user.pk)
+        with across():
+            waiting = Export.objects.filter(
+                user_id=user.pk, state__in=[Export.State.WAITING, Export.State.RUNNING]
+            ).count()
         if waiting >= MOST_WAITING:
             raise ValidationError(
                 _("%(waiting)s of your exports are not made yet. Wait for one of them.")
@@ -101,7 +106,7 @@ def fitting(order: Order) -> Size:
     return size
 
 
-def _asked_for(order: Order, user: User) -> dict[str, Any]:
+def _asked_for(order: Order, user: User | Program) -> dict[str, Any]:
     return {
         "user_id": user.pk,
         "user": str(user),

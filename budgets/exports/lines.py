@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterable, Iterator
 
 from django.db import connection
 
+from audit.walled_role import become
 from budgets.exports.orders import SEPARATORS, Order
 from budgets.exports.queries import Query
 
@@ -28,7 +29,9 @@ class Lines:
     def __iter__(self) -> Generator[bytes]:
         sql, parameters = self._query
         pending = bytearray(self._head())
-        # ``copy`` is psycopg's own and does not tell its errors as Django's.
+        connection.ensure_connection()
+        # ``copy`` is psycopg's own: nobody else sees it, and it does not tell its errors as Django's.
+        become(connection.connection)
         with (
             connection.wrap_database_errors,
             connection.cursor() as cursor,

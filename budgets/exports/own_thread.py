@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 
 from django.db import connection
 
@@ -19,12 +20,14 @@ class OwnThread:
 
     def __init__(self, pieces: Generator[bytes]) -> None:
         self._pieces = pieces
+        # What is behind the walls where it is begun is so in the thread too.
+        self._place = copy_context()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="export")
 
     def close(self) -> None:
         """End it, without waiting for that; a repeat changes nothing."""
         with suppress(RuntimeError):
-            self._thread.submit(self._end)
+            self._thread.submit(self._place.run, self._end)
         self._thread.shutdown(wait=False)
 
     def _end(self) -> None:
@@ -35,7 +38,7 @@ class OwnThread:
             connection.close()
 
     def _next(self) -> Future[bytes | None]:
-        return self._thread.submit(next, self._pieces, None)
+        return self._thread.submit(lambda: self._place.run(next, self._pieces, None))
 
     def with_pauses(self, seconds: float) -> Iterator[bytes]:
         """The pieces; an empty one whenever the next has not come after so many seconds."""

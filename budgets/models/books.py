@@ -8,6 +8,8 @@ from django.db.models.functions import Now
 from django.utils.timezone import now
 from django.utils.translation import gettext_lazy as _
 
+from audit.walls import Walled
+
 
 class LedgerEntry(models.Model):
     """What one call used: the append-only truth.
@@ -97,6 +99,8 @@ class LedgerEntry(models.Model):
     actor = models.TextField(blank=True, default="", db_default="", help_text="Who corrected.")
     reason = models.TextField(blank=True, default="", db_default="", help_text="Why it was corrected.")
 
+    objects = Walled("tenant_id")
+
     class Meta:
         verbose_name_plural = "ledger entries"
         ordering = ["-id"]
@@ -184,6 +188,8 @@ class UsageRollup(models.Model):
     gpu_ms = models.BigIntegerField()
     cost_micro_usd = models.BigIntegerField()
 
+    objects = Walled("tenant_id")
+
     class Meta:
         ordering = ["-hour_start"]
         constraints = [
@@ -224,6 +230,8 @@ class BudgetPeriod(models.Model):
     used = models.BigIntegerField(db_default=0)
     refused = models.BigIntegerField(db_default=0)
     told = models.BigIntegerField(null=True)
+
+    objects = Walled("budget_id", via="budgets.Budget")
 
     class Meta:
         ordering = ["-period_start"]
@@ -280,6 +288,8 @@ class PeriodClosing(models.Model):
     closed_at = models.DateTimeField(default=now)
     notified_at = models.DateTimeField(null=True)
 
+    objects = Walled("tenant_id")
+
     class Meta:
         ordering = ["-period_end"]
         constraints = [
@@ -305,6 +315,8 @@ class LateUsage(models.Model):
     closing = models.ForeignKey(PeriodClosing, on_delete=models.PROTECT, related_name="late_usage")
     used = models.BigIntegerField()
     at = models.DateTimeField(default=now)
+
+    objects = Walled("closing", via="budgets.PeriodClosing")
 
     class Meta:
         ordering = ["-at"]

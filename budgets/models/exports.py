@@ -10,6 +10,7 @@ from django.db.models import F, Q
 from django.utils.timezone import now
 from django.utils.translation import gettext_lazy as _
 
+from audit.walls import Walled
 from tenants.ids import new_id
 
 LINK_BYTES = 32
@@ -65,6 +66,8 @@ class Export(models.Model):
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
     expires_at = models.DateTimeField(null=True)
+
+    objects = Walled("tenant_id")
 
     class Meta:
         ordering = ["-created_at", "-id"]

@@ -7,6 +7,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
+from audit.walls import Walled
 from budgets.models.scopes import (
     CANONICAL,
     LARGEST,
@@ -45,6 +46,8 @@ class Budget(ScopedRow):
         blank=True,
         help_text="Percents of the limit at which people are told, such as 80,95,100. Empty: none.",
     )
+
+    objects = Walled(shared=True)
 
     class Meta:
         ordering = ["scope", "unit", "period"]
@@ -110,6 +113,8 @@ class BudgetChange(models.Model):
     seconds = models.BigIntegerField(null=True)
     limit = models.BigIntegerField(null=True)
 
+    objects = Walled("budget_id", via="budgets.Budget", shared=True)
+
     class Meta:
         ordering = ["id"]
 
@@ -136,6 +141,8 @@ class BudgetRaise(models.Model):
     granted_at = models.DateTimeField(default=now, editable=False)
     # Kept beside the end that was meant: people ask for it.
     taken_back_at = models.DateTimeField(null=True, editable=False)
+
+    objects = Walled("budget", via="budgets.Budget", shared=True)
 
     class Meta:
         ordering = ["-ends_at"]
@@ -171,6 +178,8 @@ class RateLimit(ScopedRow):
 
     measure = models.CharField(max_length=24, choices=Measure.choices)
     shadow = models.BooleanField(default=False, help_text="Counts and reports, never refuses.")
+
+    objects = Walled(shared=True)
 
     class Meta:
         ordering = ["scope", "measure"]
@@ -211,6 +220,8 @@ class OutageCredit(models.Model):
     tokens = models.BigIntegerField(
         help_text="Tokens, input and output, that each process may lend until Redis has booked them. 0: none."
     )
+
+    objects = Walled()
 
     class Meta:
         verbose_name = "outage credit"

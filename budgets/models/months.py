@@ -10,6 +10,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
+from audit.walls import Walled
 from budgets.pricing import usd_in_full
 
 # How long a second person has to agree to a reopening.
@@ -44,6 +45,8 @@ class ClosedMonth(models.Model):
     reopening_reason = models.TextField(blank=True, default="")
     reopened_at = models.DateTimeField(null=True)
     reopened_by = models.TextField(blank=True, default="")
+
+    objects = Walled("tenant_id")
 
     class Meta:
         ordering = ["-month", "tenant"]
@@ -129,6 +132,8 @@ class Statement(models.Model):
     pdf = models.BinaryField()
     pdf_sha256 = models.CharField(max_length=64)
     drawn_at = models.DateTimeField(default=now)
+
+    objects = Walled("tenant_id")
 
     class Meta:
         ordering = ["-year", "-sequence"]

@@ -13,6 +13,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
 
+from audit.walls import Walled
 from tenants.ids import new_id
 from tenants.models import Tenant, User
 
@@ -90,6 +91,8 @@ class Recipient(models.Model):
     salt = models.CharField(max_length=32, editable=False, default=new_salt)
     created_at = models.DateTimeField(default=now, editable=False)
 
+    objects = Walled()
+
     class Meta:
         ordering = ["tenant__slug", "kind", "address"]
         constraints = [
@@ -146,6 +149,8 @@ class Notice(models.Model):
     text = models.TextField()
     facts = models.JSONField(encoder=DjangoJSONEncoder)
 
+    objects = Walled("tenant_id")
+
     class Meta:
         ordering = ["-at"]
         constraints = [
@@ -186,6 +191,8 @@ class Delivery(models.Model):
     attempts = models.JSONField(default=list)
     next_at = models.DateTimeField(default=now)
     delivered_at = models.DateTimeField(null=True)
+
+    objects = Walled("notice", via="budgets.Notice")
 
     class Meta:
         verbose_name_plural = "deliveries"

@@ -6,6 +6,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
+from audit.walls import Walled
 from budgets.models.scopes import CANONICAL, WRITE_IT_SO
 from tenants.ids import new_id
 from tenants.models import Tenant
@@ -35,6 +36,8 @@ class Price(models.Model):
     )
     starts_at = models.DateTimeField(default=now)
     free = models.BooleanField(default=False, help_text="Costs nothing on purpose.")
+
+    objects = Walled(shared=True)
 
     class Meta:
         ordering = ["model", "-starts_at"]

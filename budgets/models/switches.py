@@ -8,6 +8,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
+from audit.walls import Walled
 from budgets.models.scopes import CANONICAL, WRITE_IT_SO, Scope
 from budgets.money import usd_total
 
@@ -51,7 +52,7 @@ class KillSwitch(models.Model):
     armed_at = models.DateTimeField(default=now)
     until = models.DateTimeField(default=in_seven_days, help_text="When it lifts itself.")
 
-    objects = KillSwitches.as_manager()
+    objects = Walled.from_queryset(KillSwitches)("tenant_id", shared=True)
 
     class Meta:
         verbose_name_plural = "kill switches"
@@ -110,6 +111,8 @@ class KillSwitchLift(models.Model):
     reason = models.TextField()
     lifted_by = models.TextField()
     lifted_at = models.DateTimeField(default=now)
+
+    objects = Walled("switch", via="budgets.KillSwitch", shared=True)
 
     class Meta:
         ordering = ["-id"]

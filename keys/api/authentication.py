@@ -9,6 +9,7 @@ from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
+from audit.walls import across
 from keys.management_keys import management_key_of
 from tenants.api.programs import Program
 
@@ -21,7 +22,9 @@ class ManagementKeyAuthentication(BaseAuthentication):
         if authorization is None:
             return None
         scheme, _, secret = authorization.partition(" ")
-        key = management_key_of(secret) if scheme.lower() == "bearer" else None
+        # Whose it is is asked for where nothing can be seen yet.
+        with across():
+            key = management_key_of(secret) if scheme.lower() == "bearer" else None
         if key is None:
             raise AuthenticationFailed("This is no management key, or one that is refused.")
         return Program(key.pk, key.label, key.public_id, frozenset(key.scopes), key.tenant), None

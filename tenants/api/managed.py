@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.viewsets import GenericViewSet
 
+from audit.walls import across, within
 from tenants import generations
 from tenants.api.fields import MomentField
 from tenants.api.idempotency import HEADER, AnsweredBefore, Attempt
@@ -77,7 +79,16 @@ class Managed(GenericViewSet):
         """Who asks, as the audit calls them."""
         return str(self.request.user)
 
+    def opened(self, request: Request) -> AbstractContextManager[None]:
+        """What whoever asks, and has been let in, sees: one tenant, or all."""
+        own = tenant_of(request.user)
+        return across() if own is None else within(own.pk)
+
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as self._walls:
+            return self._once(request, *args, **kwargs)
+
+    def _once(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         if request.method != "POST" or HEADER not in request.headers:
             return super().dispatch(request, *args, **kwargs)
         with transaction.atomic():
@@ -100,6 +111,7 @@ class Managed(GenericViewSet):
         super().initial(request, *args, **kwargs)
         if request.method == "POST" and HEADER in request.headers:
             self._attempt: Attempt | None = Attempt(request)
+        self._walls.enter_context(self.opened(request))
 
     def handle_exception(self, exc: Exception) -> Response:
         if isinstance(exc, AnsweredBefore):

@@ -44,6 +44,15 @@ class MayManage(BasePermission):
         return scope in program.scopes
 
 
+class ByPlace(MayManage):
+    """Keys as everywhere, and whoever is signed in: what people get is told by their place at a tenant."""
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        if isinstance(request.user, Program):
+            return super().has_permission(request, view)
+        return bool(request.user.is_authenticated)
+
+
 class SignedIn(BasePermission):
     """Keys of any scope, and people of the staff."""
 
