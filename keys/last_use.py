@@ -90,14 +90,14 @@ class Uses:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="last use")
 
     def wanted(self, caller: Caller) -> bool:
-        """Whether a use by ``caller`` is worth noting now."""
+        """Whether a use by ``caller`` is worth noting now; visitors have no secret that could be used."""
+        if caller.allowance is not None:
+            return False
         seen = self._seen.get(caller.public_id)
         return caller.succeeds or seen is None or time.monotonic() - seen.noted_at >= NOTE_SECONDS
 
     def note(self, caller: Caller, model: str, address: Address) -> None:
         """Remember that ``caller`` was let through; never blocks, never raises."""
-        if caller.allowance is not None:
-            return
         instant = time.monotonic()
         seen = self._seen.setdefault(caller.public_id, _Seen(instant))
         seen.noted_at = instant

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from django.core.exceptions import ValidationError
 from django.db import models
+from django.utils.translation import gettext, gettext_lazy
 
 from tenants.models import Tenant
 
@@ -13,11 +14,11 @@ from tenants.models import Tenant
 class Grace(models.TextChoices):
     """For how long the secret before works beside a new one."""
 
-    NOW = "now", "Not at all"
-    HOUR = "1h", "For an hour"
-    DAY = "24h", "For 24 hours"
-    WEEK = "7d", "For 7 days"
-    FIRST_USE = "first-use", "Until the new secret is first used"
+    NOW = "now", gettext_lazy("Not at all")
+    HOUR = "1h", gettext_lazy("For an hour")
+    DAY = "24h", gettext_lazy("For 24 hours")
+    WEEK = "7d", gettext_lazy("For 7 days")
+    FIRST_USE = "first-use", gettext_lazy("Until the new secret is first used")
 
     def ends_at(self, moment: datetime) -> datetime | None:
         """When a grace that begins at ``moment`` is over; None: nobody knows yet."""
@@ -43,7 +44,8 @@ def check_end(tenant: Tenant, expires_at: datetime | None, since: datetime) -> N
     """Raise ``ValidationError`` if such a key would work for longer than its tenant allows."""
     latest = latest_end(tenant, since)
     if latest is not None and (expires_at is None or expires_at > latest):
-        end = f"{latest:%Y-%m-%d %H:%M} UTC"
-        raise ValidationError(
-            {"expires_at": f"A secret of {tenant} works for {tenant.max_key_days} days at most, until {end}."}
-        )
+        told = {
+            "tenant": tenant, "days": tenant.max_key_days, "end": f"{latest:%Y-%m-%d %H:%M} UTC",
+        }  # fmt: skip
+        sentence = gettext("A secret of %(tenant)s works for %(days)s days at most, until %(end)s.")
+        raise ValidationError({"expires_at": sentence % told})

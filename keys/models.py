@@ -3,6 +3,7 @@ from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
+from django.utils.translation import gettext as _
 
 from audit.redaction import LONGEST_TEMPLATE, MOST_TEMPLATES, check_template
 from audit.walls import Walled
@@ -156,9 +157,9 @@ class ApiKey(models.Model):
             raise ValidationError({"member": "The member belongs to another tenant."})
         account = self.service_account
         if account is not None and account.tenant_id != self.tenant_id:
-            raise ValidationError({"service_account": "The service account belongs to another tenant."})
+            raise ValidationError({"service_account": _("The service account belongs to another tenant.")})
         if account is not None and account.closed_at is not None and self.revoked_at is None:
-            raise ValidationError({"service_account": "The service account is closed."})
+            raise ValidationError({"service_account": _("The service account is closed.")})
         if self.address_blocks is not None:
             try:
                 self.address_blocks = list(dict.fromkeys(map(network_in, self.address_blocks)))

@@ -9,6 +9,7 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import models
+from django.utils.translation import gettext as _
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -45,12 +46,10 @@ def network_in(text: str) -> str:
         try:
             meant = ip_network(text.strip(), strict=False)
         except ValueError as exc:
-            raise ValidationError(
-                f"{text!r} is no network. Examples: 192.0.2.0/24, 2001:db8::/32.", code="network"
-            ) from exc
-        raise ValidationError(
-            f"{text!r} has bits beyond its length. Is {meant} meant?", code="network"
-        ) from None
+            sentence = _("“%(text)s” is no network. Examples: 192.0.2.0/24, 2001:db8::/32.")
+            raise ValidationError(sentence % {"text": text}, code="network") from exc
+        sentence = _("“%(text)s” has bits beyond its length. Is %(network)s meant?")
+        raise ValidationError(sentence % {"text": text, "network": meant}, code="network") from None
     if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
         inner = network.network_address.ipv4_mapped
         return f"{inner}/{network.prefixlen - _MAPPED.prefixlen}"

@@ -8,6 +8,7 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.utils.timezone import now
+from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_variables
 
 from audit.recording import record
@@ -139,9 +140,9 @@ def rotate_key(*, key: ApiKey, actor: str, grace: Grace) -> tuple[ApiKey, str]:
     key = ApiKey.objects.select_for_update().get(pk=key.pk)
     moment = now()
     if key.kind != ApiKey.Kind.SECRET:
-        raise ValidationError("Visitors have no secret.", code="no_secret")
+        raise ValidationError(_("Visitors have no secret."), code="no_secret")
     if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= moment):
-        raise ValidationError("The key is revoked or has expired. Issue a new one.", code="key_ended")
+        raise ValidationError(_("The key is revoked or has expired. Issue a new one."), code="key_ended")
     older = list(_older(key, moment))
     newest = list(key.secrets.filter(retires_at=None, retires_on_use=False).select_related("use"))
     unseen = bool(older) and not any(hasattr(secret, "use") for secret in newest)

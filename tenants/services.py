@@ -7,6 +7,7 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.dispatch import Signal
 from django.utils.timezone import now
+from django.utils.translation import gettext as _
 
 from audit.recording import record
 from tenants import generations
@@ -248,7 +249,7 @@ def change_member(*, member: Member, actor: str, role: str, team: Team | None) -
     Raises ``ValidationError`` if the team is another tenant's, or the tenant would have no owner left.
     """
     if role != Member.Role.OWNER:
-        _keep_an_owner(member, "is the only owner, so somebody else has to become one first.")
+        _keep_an_owner(member)
     member = Member.objects.select_for_update(of=["self"]).select_related("user").get(pk=member.pk)
     before = {"role": member.role, "team": member.team_id}
     member.role, member.team = role, team
@@ -274,7 +275,7 @@ def remove_member(*, member: Member, actor: str) -> int:
     The keys stay, as the tenant's, for their history. Raises ``ValidationError``
     if the tenant would have no owner left.
     """
-    _keep_an_owner(member, "is the only owner, so somebody else has to become one before they leave.")
+    _keep_an_owner(member)
     # Locked, so that no key is issued to them meanwhile.
     member = Member.objects.select_for_update(of=["self"]).select_related("user").get(pk=member.pk)
     revoked = _tell(member_leaves, member=member, actor=actor)
@@ -292,7 +293,7 @@ def remove_member(*, member: Member, actor: str) -> int:
     return revoked
 
 
-def _keep_an_owner(member: Member, why: str) -> None:
+def _keep_an_owner(member: Member) -> None:
     """Raise ``ValidationError`` if ``member`` is the only owner of the tenant who can sign in."""
     # Of two owners who leave at the same moment the second waits here, and then is the last.
     Tenant.objects.select_for_update(no_key=True).get(pk=member.tenant_id)
@@ -300,7 +301,8 @@ def _keep_an_owner(member: Member, why: str) -> None:
     if owners.filter(pk=member.pk).exists():
         others = owners.exclude(pk=member.pk).filter(user__is_active=True)
         if not others.exists():
-            raise ValidationError(f"{member.user} {why}", code="last_owner")
+            sentence = _("%(person)s is the only owner. Somebody else has to become one first.")
+            raise ValidationError(sentence % {"person": member.user}, code="last_owner")
 
 
 @transaction.atomic
@@ -384,4 +386,4 @@ def close_service_account(*, account: ServiceAccount, actor: str, reason: str) -
 def _tell(signal: Signal, **what: Any) -> int:
     """Let those above this app do their part within the transaction; how many keys they revoked."""
     told: list[tuple[Any, Any]] = signal.send(sender=None, **what)
-    return sum(revoked for _, revoked in told)
+    return sum(revoked for _receiver, revoked in told)

@@ -259,16 +259,16 @@ def test_whatever_happens_the_newest_secret_works_and_one_beside_it_at_most(acme
         key, secret = services.issue_key(tenant=acme, label="nightly", actor="ada")
         moment = now()
         for step in steps:
-            if isinstance(step, int) and not isinstance(step, Grace):
+            if isinstance(step, int):
                 moment += timedelta(hours=step)
             with time_machine.travel(moment, tick=False):
                 if isinstance(step, Grace):
                     _, secret = services.rotate_key(key=key, actor="ada", grace=step)
                 elif step == "use":
-                    services.retire_succeeded(public_id=secrets.public_id_of(secret))
+                    services.retire_succeeded(public_id=secret[3:15])
                 elif step == "end":
                     services.end_grace(key=key, actor="ada")
-                newest = KeySecret.objects.get(pk=secrets.public_id_of(secret))
+                newest = KeySecret.objects.get(pk=secret[3:15])
                 assert (newest.retires_at, newest.retires_on_use) == (None, False)
                 assert 1 <= alive(key) <= 2
                 if step in ("end", Grace.NOW):

@@ -31,8 +31,8 @@ class Clocks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = 1000.0
-        monkeypatch.setattr(last_use.time, "monotonic", lambda: self.seconds)
-        monkeypatch.setattr(last_use.clock, "now_ms", lambda: 1_800_000_000_000 + self.seconds * 1000)
+        monkeypatch.setattr("keys.last_use.time.monotonic", lambda: self.seconds)
+        monkeypatch.setattr("keys.last_use.clock.now_ms", lambda: 1_800_000_000_000 + self.seconds * 1000)
 
     def pass_by(self, seconds: float) -> None:
         """Let time pass for the process, and age what PostgreSQL was told as much."""
@@ -88,7 +88,7 @@ def test_of_a_secret_in_use_all_processes_together_write_once_a_minute(
     caller: Caller, clocks: Clocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processes = [Uses() for _ in range(3)]
-    written = []
+    written: list[tuple[float, str]] = []
     real = last_use._write
 
     def counted(batch: Any) -> set[str]:

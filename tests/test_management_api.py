@@ -446,6 +446,7 @@ def test_what_is_there_is_changed_and_ended(acme):
         ("tenant-requests-minute", None),
     ]
     assert one.post(f"{path('keys')}revoke/", reason="lost").json()["revoked_now"] is True
+    assert one.ask("PATCH", path("service-accounts"), {"name": "deploy"}).json()["name"] == "deploy"
     closed = one.post(f"{path('service-accounts')}close/", reason="over").json()
     assert (closed["closed_now"], closed["revoked_keys"]) == (True, 0)
     standing = one.get(f"{path('budgets')}standing/").json()
@@ -474,6 +475,21 @@ def test_a_key_lives_no_longer_than_its_tenant_allows(acme):
     assert "30 days at most" in longer.json()["errors"]["expires_at"][0]
     # What was issued before keeps its end.
     assert one.ask("PATCH", f"keys/{acme['keys'].pk}/", {"label": "as ever"}).status_code == 200
+
+
+def test_who_leaves_loses_their_keys_and_the_last_owner_stays(acme):
+    one, member = manager(), acme["members"]
+    key, _ = issue_key(tenant=acme["tenants"], label="laptop", member=member, actor="test")
+    one.ask("PATCH", f"members/{member.pk}/", {"role": "owner"})
+
+    kept = one.ask("DELETE", f"members/{member.pk}/")
+    user = create_user(username="olga", email="", actor="test")
+    add_member(tenant=acme["tenants"], user=user, role="owner", actor="test")
+    gone = one.ask("DELETE", f"members/{member.pk}/")
+
+    assert (kept.status_code, gone.status_code) == (400, 204)
+    assert "only owner" in kept.json()["errors"]["non_field_errors"][0]
+    assert one.get(f"keys/{key.pk}/").json()["revoked_at"] is not None
 
 
 def test_what_something_belongs_to_is_not_deleted(acme):

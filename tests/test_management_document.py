@@ -140,6 +140,8 @@ def furnished(transactional_db: None, ollama: Any, patient_gateway: Gateway) -> 
         yield house
 
 
+# Every address is asked many times over.
+@pytest.mark.timeout(360)
 def test_a_gateway_answers_as_the_document_says_whatever_it_is_asked(document, furnished):
     """What is sent is made from the document: what it allows, and what it does not."""
     schema = schemathesis.openapi.from_dict(document, config=SchemathesisConfig())
