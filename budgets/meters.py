@@ -73,15 +73,16 @@ def metered_key(access: Access, key_id: UUID) -> Metered | None:
     key = keys.select_related("member").first()
     if key is None:
         return None
-    return Metered(key.tenant_id, key.member and key.member.team_id, key.member_id, key.pk)
+    return Metered(key.tenant_id, key.member.team_id if key.member else None, key.member_id, key.pk)
 
 
 def metered_person(access: Access) -> Metered | None:
     """What the meter of a tenant shows a person: its budgets and their own; None: nothing."""
     if access.usage == Reach.NOTHING:
         return None
-    member = access.member
-    return Metered(access.tenant.pk, member and member.team_id, member and member.pk)
+    if access.member is None:
+        return Metered(access.tenant.pk)
+    return Metered(access.tenant.pk, access.member.team_id, access.member.pk)
 
 
 def meters(metered: Metered) -> list[Meter]:

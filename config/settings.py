@@ -293,5 +293,5 @@ CLIENT_BODY_SECONDS: float = env.float("CLIENT_BODY_SECONDS", default=120)
 CLIENT_STALL_SECONDS: float = env.float("CLIENT_STALL_SECONDS", default=60)
 CLIENT_IDLE_SECONDS: float = env.float("CLIENT_IDLE_SECONDS", default=75)
 # Live views: how many sockets one process holds at a time.
-LIVE_SOCKETS: int = env.int("LIVE_SOCKETS", default=200)
+LIVE_SOCKETS: int = env.int("LIVE_SOCKETS", default=100)
 SERVE_UVLOOP: bool = env.bool("SERVE_UVLOOP", default=True)

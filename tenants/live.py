@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 TICK_SECONDS = 0.5
 # A reading that takes long is done as seldom as leaves most of the time to others.
 REST = 4
-CHECK_SECONDS = 1.0
+CHECK_SECONDS = 2.0
 # A page that hears nothing for longer than twice this takes the socket for lost.
 SIGN_OF_LIFE_SECONDS = 15.0
 MOST_PER_PERSON = 20
