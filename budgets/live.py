@@ -65,12 +65,12 @@ class KeyMeter(TenantView):
     """What is left of the budgets of a key, and of all above it."""
 
     def subject_of(self, access: Access, **parts: Any) -> Hashable:
-        return _found(metered_key(access, parts["key_id"])), access.tenant.time_zone
+        return _found(metered_key(access, parts["key_id"])), access.time_zone
 
     def parts_of(self, subject: tuple[Metered, str]) -> Parts:
         metered, zone = subject
         # What the page of a request would have there.
-        context = {"meters": meters(metered), "request": {"access": {"tenant": {"time_zone": zone}}}}
+        context = {"meters": meters(metered), "request": {"access": {"time_zone": zone}}}
         return {"meters": render_to_string("portal/_meters.html", context)}
 
 
@@ -78,7 +78,7 @@ class TenantMeter(KeyMeter):
     """What is left of the budgets of a tenant, and of the person's own place in it."""
 
     def subject_of(self, access: Access, **parts: Any) -> Hashable:
-        return _found(metered_person(access)), access.tenant.time_zone
+        return _found(metered_person(access)), access.time_zone
 
 
 def _found(metered: Metered | None) -> Metered:

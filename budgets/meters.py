@@ -7,6 +7,7 @@ from datetime import datetime
 from uuid import UUID
 
 from django.db.models import Q
+from django.utils.formats import number_format
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -135,5 +136,5 @@ def _amount(number: int, unit: str) -> str:
     if unit == Unit.MICRO_USD:
         return usd_total(number)
     if unit == Unit.GPU_MS:
-        return f"{number / 1000:,.3f} s"
-    return f"{number:,}"
+        return f"{number_format(number / 1000, 3, force_grouping=True)} s"
+    return number_format(number, force_grouping=True)

@@ -38,9 +38,10 @@ from django.urls import URLPattern, path
 from django.utils import translation
 
 from audit.walls import across, within
-from tenants.access import Access, access_to
+from tenants.access import Access, access_to, is_operator
 from tenants.database import DatabaseError, read_aside
 from tenants.models import User
+from tenants.preferences import language_for
 from tenants.quick_settings import settings
 from tenants.redis import RedisError
 
@@ -271,9 +272,8 @@ class LiveView:
     def _decide(self, scope: Scope) -> tuple[UUID, Hashable]:
         request: HttpRequest = scope["visit"]()
         assert isinstance(request.user, User)  # noqa: S101 - tells the type checker: others are signed out
-        language = translation.get_language_from_request(request)
         subject = self.subject(request, **scope["url_route"]["kwargs"])
-        return request.user.pk, (type(self), language, subject)
+        return request.user.pk, (type(self), language_for(request), subject)
 
     def _read(self, key: Any) -> Parts:
         _, language, subject = key
@@ -287,8 +287,7 @@ class OperatorView(LiveView):
     permission: ClassVar[str]
 
     def subject(self, request: HttpRequest, **parts: Any) -> Hashable:
-        user = request.user
-        if not (user.is_active and user.is_staff and user.has_perm(self.permission)):
+        if not is_operator(request.user, self.permission):
             raise PermissionDenied
         return ()
 

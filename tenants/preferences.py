@@ -11,7 +11,7 @@ from django.utils.deprecation import MiddlewareMixin
 from tenants.models import User
 
 # The admin and the API are in English.
-IN_ONES_LANGUAGE = ("/portal/", "/account/")
+IN_ONES_LANGUAGE = ("/portal/", "/account/", "/live/portal/")
 
 
 class Language(MiddlewareMixin):

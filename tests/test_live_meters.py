@@ -12,7 +12,7 @@ from budgets.services import set_budget
 from keys.models import ApiKey
 from keys.services import issue_key
 from tenants.access import access_to
-from tenants.models import Member, Tenant
+from tenants.models import Member, Tenant, User
 from tenants.services import change_member, create_tenant, remove_member, suspend_tenant
 from tests.conftest import House
 from tests.people import EVERYBODY, OPERATORS, UNKNOWN, a_browser, a_person
@@ -130,3 +130,12 @@ def test_amounts_are_told_to_the_last_digit_in_the_zone_of_the_tenant(house: Hou
     assert f'data-live="{meter_of(house.ada.key)}"' in page
     assert "00:00:00</time>" in page
     assert "15:00:00 UTC" in page
+
+
+def test_a_meter_speaks_the_language_of_its_person(house: House) -> None:
+    set_budget(scope="tenant", tenant=house.acme, unit="tokens", period="day", limit=12_345, actor="test")
+    owner = a_person("owner", house.acme)
+    User.objects.update(language="de")
+
+    with opened(house.gateway, "/live/portal/acme/", a_browser(owner)) as socket:
+        assert "12.345" in message(socket)["parts"]["meters"]
