@@ -21,9 +21,12 @@ from zoneinfo import ZoneInfo
 
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template.loader import render_to_string
+from django.utils.formats import number_format
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
+
+from tenants.figures import grouped
 
 # On a light ground, for a file; on a page the stylesheet has others for each ground.
 COLOURS = ("#0b5f58", "#b45309", "#1d4ed8", "#a21caf", "#4d7c0f", "#57534e")
@@ -62,8 +65,8 @@ class Measure:
     places: int = 0
 
     def exactly(self, value: int) -> str:
-        """A figure as people read it, to its last digit, with commas between thousands."""
-        return f"{Decimal(value).scaleb(-self.places):,.{self.places}f}"
+        """A figure as people read it in their language, to its last digit, its thousands apart."""
+        return grouped(self.plainly(value))
 
     def plainly(self, value: int) -> str:
         """The same for programs."""
@@ -74,8 +77,8 @@ class Measure:
         amount = Decimal(value).scaleb(-self.places)
         for size, letter in ((9, "G"), (6, "M"), (3, "k")):
             if abs(amount) >= 10**size:
-                return f"{amount.scaleb(-size).normalize():f}{letter}"
-        return f"{amount.normalize():f}"
+                return f"{number_format(amount.scaleb(-size).normalize())}{letter}"
+        return number_format(amount.normalize())
 
 
 REQUESTS = Measure(gettext_lazy("requests"))

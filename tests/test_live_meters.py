@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 
 import pytest
@@ -132,10 +133,14 @@ def test_amounts_are_told_to_the_last_digit_in_the_zone_of_the_tenant(house: Hou
     assert "15:00:00 UTC" in page
 
 
-def test_a_meter_speaks_the_language_of_its_person(house: House) -> None:
-    set_budget(scope="tenant", tenant=house.acme, unit="tokens", period="day", limit=12_345, actor="test")
-    owner = a_person("owner", house.acme)
-    User.objects.update(language="de")
+def test_a_meter_speaks_as_its_viewer_chose(house: House) -> None:
+    user = a_person("owner", house.acme)
+    User.objects.update(language="de", time_zone="Asia/Tokyo")
+    set_budget(scope="key", key=house.ada.key, unit="tokens", period="month", limit=1_234_567, actor="test")
 
-    with opened(house.gateway, "/live/portal/acme/", a_browser(owner)) as socket:
-        assert "12.345" in message(socket)["parts"]["meters"]
+    with opened(house.gateway, meter_of(house.ada.key), a_browser(user)) as socket:
+        meters = message(socket)["parts"]["meters"]
+
+    assert "1.234.567" in meters
+    assert "Wieder voll" in meters
+    assert re.search(r'title="\d\d\.\d\d\.\d{4} 00:00:00 UTC">\d\d\.\d\d\.\d{4} 09:00:00</time>', meters)
