@@ -4,9 +4,11 @@ from allauth.account.decorators import secure_admin_login
 from allauth.account.models import EmailAddress
 from allauth.mfa.models import Authenticator
 from allauth.socialaccount.models import SocialAccount, SocialApp, SocialToken
+from allauth.urls import urlpatterns as signing_in
 from allauth.usersessions.models import UserSession
 from django.contrib import admin
-from django.urls import include, path, re_path
+from django.db import transaction
+from django.urls import URLPattern, URLResolver, include, path, re_path
 
 from config.openapi import Document
 from config.problems import nothing_there
@@ -15,6 +17,18 @@ from config.problems import nothing_there
 admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign, no-untyped-call]
 # What people sign in with is theirs: changed at /account/ or by a command, where it is audited.
 admin.site.unregister([EmailAddress, Authenticator, SocialAccount, SocialApp, SocialToken, UserSession])
+
+
+def _in_one_transaction(patterns: list[URLPattern | URLResolver]) -> None:
+    """Commit what a page changes together with the audit event of it."""
+    for entry in patterns:
+        if isinstance(entry, URLResolver):
+            _in_one_transaction(entry.url_patterns)
+        else:
+            entry.callback = transaction.atomic(entry.callback)
+
+
+_in_one_transaction(signing_in)
 
 urlpatterns = [
     path("admin/", admin.site.urls),
@@ -26,7 +40,7 @@ urlpatterns = [
     re_path("^manage/", nothing_there),
     path("account/", include("tenants.portal_account")),
     path("account/", include("tenants.portal_invitations")),
-    path("account/", include("allauth.urls")),
+    path("account/", include(signing_in)),
     path("portal/", include("tenants.portal")),
     path("portal/", include("tenants.portal_team")),
     path("portal/", include("tenants.portal_audit")),

@@ -82,6 +82,7 @@ def account(request: HttpRequest) -> HttpResponse:
 
 
 @login_required
+@transaction.atomic
 def email(request: HttpRequest) -> HttpResponse:
     """allauth's page, once it knows of the address that whoever added the person entered.
 
@@ -93,7 +94,6 @@ def email(request: HttpRequest) -> HttpResponse:
     return answer
 
 
-@transaction.atomic
 def _note_address(user: User) -> None:
     if not user.email or EmailAddress.objects.filter(user=user, email__iexact=user.email).exists():
         return

@@ -18,6 +18,7 @@ from django.urls import URLResolver, get_resolver, reverse
 from audit.models import AuditEvent
 from tenants import services
 from tenants.models import Tenant, User
+from tests.browser import totp_code
 from tests.people import Outline, a_browser, a_person
 from tests.receivers import MailServer
 
@@ -269,9 +270,8 @@ def test_a_new_address_counts_once_its_mail_was_answered(mia: User, mail: MailSe
     mia.refresh_from_db()
     assert mia.email == "mia@example.org"
     assert "new@example.org" in answer.content.decode()
-    text = mail.mails[-1].message.get_content()  # type: ignore[attr-defined]
-    found = re.search(r"http://testserver(/account/confirm-email/\S+)", text)
-    assert found is not None, text
+    found = re.search(r"http://testserver(/account/confirm-email/\S+)", text_of(mail))
+    assert found is not None
     browser.post(found[1])
     mia.refresh_from_db()
     assert mia.email == "new@example.org"
@@ -297,6 +297,7 @@ def test_a_mail_server_that_is_away_breaks_no_page(mia: User, mail: MailServer) 
     assert answer.status_code == 503
     mia.refresh_from_db()
     assert mia.email == "mia@example.org"
+    assert not EmailAddress.objects.exists()
 
 
 def test_the_code_for_an_app_is_shown_under_the_strict_policy(mia: User) -> None:
@@ -304,3 +305,59 @@ def test_the_code_for_an_app_is_shown_under_the_strict_policy(mia: User) -> None
 
     assert 'src="data:image/svg+xml' in page
     assert not Authenticator.objects.exists()
+
+
+def test_what_people_sign_in_with_is_changed_together_with_its_event(mia: User, mail: MailServer) -> None:
+    browser = signed_in(mia, "person")
+    another = "another horse, another battery"
+    browser.post(
+        "/account/password/change/", {"oldpassword": PASSWORD, "password1": another, "password2": another}
+    )
+    page = browser.get("/account/2fa/totp/activate/").content.decode()
+    found = re.search(r'value="([A-Z2-7]{32})"', page)
+    assert found is not None
+    browser.post("/account/2fa/totp/activate/", {"code": totp_code(found[1])})
+    browser.post("/account/2fa/recovery-codes/generate/")
+    browser.post("/account/2fa/totp/deactivate/")
+    browser.post("/account/email/", {"email": "new@example.org", "action_add": ""})
+    link = re.search(r"http://testserver(/account/confirm-email/\S+)", text_of(mail))
+    assert link is not None
+    browser.post(link[1])
+
+    events = AuditEvent.objects.filter(subject=str(mia.pk)).exclude(action="user.created").order_by("id")
+    assert [(event.action.removeprefix("user."), event.details.get("kind")) for event in events] == [
+        ("password_changed", None),
+        ("second_factor_added", "totp"),
+        ("second_factor_added", "recovery_codes"),
+        ("second_factor_removed", "recovery_codes"),
+        ("second_factor_added", "recovery_codes"),
+        ("second_factor_removed", "totp"),
+        ("second_factor_removed", "recovery_codes"),
+        ("email_changed", None),
+    ]
+    assert {event.actor for event in events} == {"mia"}
+    assert events.last().details["after"] == "new@example.org"
+    assert another not in str([event.details for event in events])
+
+
+def text_of(mail: MailServer) -> str:
+    text: str = mail.mails[-1].message.get_content()  # type: ignore[attr-defined]
+    return text
+
+
+def test_without_its_event_nothing_is_changed(mia: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    browser = signed_in(mia, "person")
+    browser.raise_request_exception = False
+
+    def fail(**_: Any) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("tenants.sign_in_audit.record", fail)
+    another = "another horse, another battery"
+    answer = browser.post(
+        "/account/password/change/", {"oldpassword": PASSWORD, "password1": another, "password2": another}
+    )
+
+    assert answer.status_code == 500
+    mia.refresh_from_db()
+    assert mia.check_password(PASSWORD)
