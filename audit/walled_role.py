@@ -151,7 +151,9 @@ def condition(model: type[models.Model], *, reading: bool = False) -> str:
 
 def _column_of(model: type[models.Model]) -> str:
     field = model._meta.get_field(_wall_of(model).column)  # noqa: SLF001
-    assert isinstance(field, models.Field)  # noqa: S101 - a column, and no relation from elsewhere
+    # A column, and no relation from elsewhere.
+    assert isinstance(field, models.Field)  # noqa: S101
+    assert field.column is not None  # noqa: S101
     return field.column
 
 

@@ -199,7 +199,11 @@ def test_the_table_has_a_column_for_every_role() -> None:
 
 
 def test_an_auditor_of_a_tenant_and_one_of_the_platform_change_nothing() -> None:
-    changing = {action for action, trial in TRIALS.items() if trial.changes and "export" not in action}
+    changing = {action for action, trial in TRIALS.items() if trial.changes} - {
+        "export usage",
+        "export usage by the API",
+        "leave the tenant",
+    }
 
     assert len(changing) >= 9
     assert {table()[action][role] for action in changing for role in ("auditor", "platform auditor")} == {

@@ -222,7 +222,7 @@ def test_services_work_within_a_tenant_with_all_that_triggers_do(acme: Tenant, g
 
 
 def a_member(tenant: Tenant) -> Member:
-    person = a_person("owner", tenant)
+    person = a_person("member", tenant)
     assert not isinstance(person, AnonymousUser)
     return Member.objects.get(user=person)
 
