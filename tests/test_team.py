@@ -27,7 +27,7 @@ GRANTS = {
     "admin": ALL_ROLES - {Member.Role.OWNER},
     "superuser": ALL_ROLES,
 }
-READS_ALL = frozenset({"owner", "admin", "finance", *OPERATORS})
+READS_ALL = frozenset({"owner", "admin", "finance", "auditor", *OPERATORS})
 
 
 @pytest.fixture
