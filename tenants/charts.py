@@ -65,7 +65,7 @@ class Measure:
     places: int = 0
 
     def exactly(self, value: int) -> str:
-        """A figure as people read it in their language, to its last digit, its thousands apart."""
+        """A figure as people read it, to its last digit, in their language."""
         return grouped(self.plainly(value))
 
     def plainly(self, value: int) -> str:
@@ -73,12 +73,12 @@ class Measure:
         return f"{Decimal(value).scaleb(-self.places):.{self.places}f}"
 
     def briefly(self, value: int) -> str:
-        """Such as ``1.5k`` or ``0.002``: for a grid, whose values are round."""
+        """Such as ``1.5k`` or ``0.002``, in their language: for a grid, whose values are round."""
         amount = Decimal(value).scaleb(-self.places)
         for size, letter in ((9, "G"), (6, "M"), (3, "k")):
             if abs(amount) >= 10**size:
-                return f"{number_format(amount.scaleb(-size).normalize())}{letter}"
-        return number_format(amount.normalize())
+                return f"{number_format(_without_zeros(amount.scaleb(-size)))}{letter}"
+        return str(number_format(_without_zeros(amount)))
 
 
 REQUESTS = Measure(gettext_lazy("requests"))
@@ -521,6 +521,11 @@ def as_file(request: HttpRequest, charts: Sequence[Chart]) -> HttpResponse | Non
         content_type=f"{content_type}; charset=utf-8",
         headers={"Content-Disposition": f'attachment; filename="{wanted}"'},
     )
+
+
+def _without_zeros(amount: Decimal) -> Decimal:
+    """The same amount without zeros at its end, and not as a power of ten."""
+    return Decimal(f"{amount.normalize():f}")
 
 
 def _shortened(name: str) -> str:

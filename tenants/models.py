@@ -375,7 +375,9 @@ class KeptAnswer(models.Model):
 
     ``actor`` is ``key:`` or ``user:`` and the id in hex, ``request_digest`` the
     SHA-256 of method, address and body. ``body`` is JSON, null where it showed
-    a secret. Written and deleted by ``tenants.api.idempotency`` only.
+    a secret. Of a form that may be sent once, ``actor`` begins with ``form:`` and
+    ``key`` is what the form carried. Written and deleted by
+    ``tenants.api.idempotency`` and ``tenants.sent_once`` only.
     """
 
     actor = models.TextField()

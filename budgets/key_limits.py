@@ -1,0 +1,143 @@
+"""The budgets of keys as people see them: what is used, held and left, and until when."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from django.utils.functional import Promise
+from django.utils.timezone import now
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from budgets.limits import limit_at
+from budgets.models import Budget, BudgetPeriod, PeriodKind, Scope, Unit
+from budgets.schedules import schedules_of
+from budgets.standing import standings
+from tenants.charts import REQUESTS, TOKENS, USD, Measure
+from tenants.redis import RedisError
+
+MEASURES: dict[str, Measure] = {
+    Unit.REQUESTS: REQUESTS,
+    Unit.TOKENS: TOKENS,
+    Unit.OUTPUT_TOKENS: Measure(gettext_lazy("output tokens")),
+    Unit.MICRO_USD: USD,
+    Unit.GPU_MS: Measure(gettext_lazy("seconds of GPU time"), places=3),
+}
+PERIODS: dict[str, Promise] = {
+    PeriodKind.HOUR: gettext_lazy("an hour"),
+    PeriodKind.DAY: gettext_lazy("a day"),
+    PeriodKind.WEEK: gettext_lazy("a week"),
+    PeriodKind.MONTH: gettext_lazy("a month"),
+    PeriodKind.YEAR: gettext_lazy("a year"),
+    PeriodKind.LIFETIME: gettext_lazy("for good"),
+}
+# From how many percent on a meter is told to be high.
+HIGH = 80
+
+
+def period_told(length: str) -> str:
+    """A period as it stands behind an amount: ``a day``, ``every 90m``."""
+    known = PERIODS.get(length)
+    return _("every %(length)s") % {"length": length} if known is None else str(known)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimit:
+    """One budget in its present period, in its unit.
+
+    ``held`` None: nobody knows just now, and ``used`` is what was booked until
+    ``as_of``. ``limit`` None: it is only counted. ``ends_at`` None: it is never
+    whole again.
+    """
+
+    budget: Budget
+    limit: int | None
+    used: int
+    held: int | None
+    starts_at: datetime
+    ends_at: datetime | None
+    as_of: datetime | None = None
+
+    @property
+    def taken(self) -> int:
+        return self.used + (self.held or 0)
+
+    @property
+    def left(self) -> int | None:
+        """What is neither used nor held; never below nothing."""
+        return None if self.limit is None else max(0, self.limit - self.taken)
+
+    @property
+    def measure(self) -> Measure:
+        return MEASURES[self.budget.unit]
+
+    @property
+    def period(self) -> str:
+        return period_told(self.budget.length)
+
+    @property
+    def meter(self) -> dict[str, int]:
+        """What a ``<meter>`` shows; of a limit of 0 nothing is left."""
+        limit = self.limit or 1
+        value = min(self.taken, limit) if self.limit else limit
+        return {"max": limit, "value": value, "high": limit * HIGH // 100}
+
+    @property
+    def figures(self) -> dict[str, str]:
+        """The amounts as people read them, to the last digit; those that nobody knows are left out."""
+        amounts = {"used": self.used, "held": self.held, "left": self.left, "limit": self.limit}
+        return {name: self.measure.exactly(value) for name, value in amounts.items() if value is not None}
+
+
+def limits_of_keys(key_ids: Collection[UUID]) -> dict[UUID, list[KeyLimit]]:
+    """The budgets of each of these keys, by key."""
+    rows = Budget.objects.filter(scope=Scope.KEY, key__in=key_ids)
+    rows = rows.select_related("tenant", "key").prefetch_related("raises")
+    limits: dict[UUID, list[KeyLimit]] = {key_id: [] for key_id in key_ids}
+    for one in look_at(list(rows)):
+        if one.budget.key_id is not None:
+            limits[one.budget.key_id].append(one)
+    return limits
+
+
+def look_at(budgets: list[Budget]) -> list[KeyLimit]:
+    """How budgets stand, by the counters; by the ledger's sums while Redis cannot be asked."""
+    try:
+        return [
+            KeyLimit(one.budget, one.limit, one.used, one.held, one.starts_at, one.ends_at)
+            for one in standings(budgets)
+        ]
+    except RedisError:
+        return _booked(budgets)
+
+
+def _booked(budgets: list[Budget]) -> list[KeyLimit]:
+    """What the ledger has booked on the present periods, by the clock here."""
+    moment = now().timestamp()
+    schedules = schedules_of(budgets)
+    periods = {row.pk: schedules[row.pk].period(moment) for row in budgets}
+    booked = {
+        (row.budget_id, row.period_start): row
+        for row in BudgetPeriod.objects.filter(
+            budget_id__in=periods, period_start__in={one.starts_at for one in periods.values()}, run=""
+        )
+    }
+    found = []
+    for row in budgets:
+        period, zone = periods[row.pk], schedules[row.pk].calendar(moment).zone
+        sums = booked.get((row.pk, period.starts_at))
+        found.append(
+            KeyLimit(
+                budget=row,
+                limit=limit_at(row, moment * 1000),
+                used=sums.used if sums else 0,
+                held=None,
+                starts_at=period.starts_at.astimezone(zone),
+                ends_at=period.ends_at and period.ends_at.astimezone(zone),
+                as_of=sums.last_at if sums else period.starts_at,
+            )
+        )
+    return found
