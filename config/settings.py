@@ -46,6 +46,7 @@ INSTALLED_APPS = [
     "django.contrib.postgres",
     "django.contrib.humanize",
     "channels",
+    "django_htmx",
     "rest_framework",
     "drf_spectacular",
     "allauth",

@@ -47,4 +47,5 @@ urlpatterns = [
     path("portal/", include("budgets.portal_statements")),
     path("portal/<slug:slug>/", include("budgets.portal")),
     path("portal/", include("budgets.exports.portal")),
+    path("portal/<slug:slug>/keys/", include("proxy.portal_keys.urls")),
 ]

@@ -15,12 +15,16 @@ from tenants.models import Member, Tenant, User
 # With a place on the staff, what it takes to see tenants, and to see what they used.
 SEE_TENANTS = "tenants.view_tenant"
 SEE_USAGE = "budgets.view_ledgerentry"
+# And to see and to change keys.
+SEE_KEYS = "keys.view_apikey"
+CHANGE_KEYS = "keys.change_apikey"
 CHANGE_MEMBERS = "tenants.change_member"
 SEE_AUDIT = "audit.view_auditevent"
 
 WHOLE_TENANT = frozenset({Member.Role.OWNER, Member.Role.ADMIN, Member.Role.FINANCE, Member.Role.AUDITOR})
 EXPORTING = frozenset({Member.Role.OWNER, Member.Role.FINANCE})
 AUDITING = frozenset({Member.Role.OWNER, Member.Role.ADMIN, Member.Role.AUDITOR})
+MANAGING = frozenset({Member.Role.OWNER, Member.Role.ADMIN})
 # The roles that somebody of a role may give, take, and let go.
 GRANTING = {
     Member.Role.OWNER: frozenset(Member.Role),
@@ -31,7 +35,7 @@ Person = User | AnonymousUser
 
 
 class Reach(StrEnum):
-    """How much of a tenant's usage a person may read; ``NOTHING`` is false."""
+    """How much of a tenant's usage or keys is a person's to read or manage; ``NOTHING`` is false."""
 
     NOTHING = ""
     OWN_KEYS = "own keys"
@@ -67,6 +71,21 @@ class Access:
         if is_operator(self.user, SEE_USAGE) or self._is_one_of(WHOLE_TENANT):
             return Reach.WHOLE_TENANT
         return Reach.OWN_KEYS if self.member else Reach.NOTHING
+
+    @property
+    def keys(self) -> Reach:
+        """Whose keys they see; the secret of a key nobody sees again."""
+        if is_operator(self.user, SEE_KEYS) or (self.member and self.member.role in WHOLE_TENANT):
+            return Reach.WHOLE_TENANT
+        return Reach.OWN_KEYS if self.member else Reach.NOTHING
+
+    @property
+    def manages_keys(self) -> Reach:
+        """Whose keys they issue, rotate, disable and revoke."""
+        if is_operator(self.user, CHANGE_KEYS) or (self.member and self.member.role in MANAGING):
+            return Reach.WHOLE_TENANT
+        is_member = self.member is not None and self.member.role == Member.Role.MEMBER
+        return Reach.OWN_KEYS if is_member else Reach.NOTHING
 
     @property
     def exports(self) -> bool:

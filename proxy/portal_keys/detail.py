@@ -1,0 +1,106 @@
+"""The page of one key: what it is, how its limits stand, what it used, and what was done to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.utils.functional import Promise
+from django.utils.timezone import now
+from django.utils.translation import gettext_lazy as _
+from django.views.decorators.http import require_GET
+
+from audit.models import AuditEvent, RequestEvent
+from budgets.key_charts import Span, charts_of, tightest
+from budgets.key_limits import KeyLimit
+from keys.models import ApiKey
+from proxy.portal_keys.showing import ShownKey, key_of, shown
+from tenants import charts
+from tenants.access import Access
+from tenants.portal import tenant_page
+
+RECENT = 20
+CHANGES = 50
+
+DONE: dict[str, Promise] = {
+    "key.issued": _("Created"),
+    "key.changed": _("Changed"),
+    "key.rotated": _("Rotated"),
+    "key.secrets_retired": _("Older secret ended"),
+    "key.disabled": _("Disabled"),
+    "key.enabled": _("Enabled"),
+    "key.revoked": _("Revoked"),
+    "budget.set": _("Limit set"),
+    "budget.removed": _("Limit removed"),
+    "budget.raised": _("Limit raised"),
+    "budget.raise_taken_back": _("Raise taken back"),
+    "budget.period_changed": _("Period of a limit changed"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Something that was done to a key; ``changes`` are what it was before and after."""
+
+    at: datetime
+    what: str | Promise
+    actor: str
+    reason: str
+    changes: list[tuple[str, Any, Any]]
+
+
+@require_GET
+@tenant_page
+def detail(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
+    """A key; ``?span=`` says over what its charts are drawn."""
+    key = key_of(access, key_id)
+    [row] = shown(access, [key])
+    asked = request.GET.get("span", Span.DAY)
+    span = Span(asked) if asked in Span.values else Span.DAY
+    drawn = charts_of(key, span, row.limits, now(), ZoneInfo(access.time_zone))
+    if (file := charts.as_file(request, drawn)) is not None:
+        return file
+    events = RequestEvent.objects.filter(tenant_id=key.tenant_id, key_id=key.pk)
+    context = {
+        "row": row,
+        "span": span,
+        "spans": list(Span),
+        "charts": drawn,
+        "tightest": tightest(row.limits),
+        "recent": events.order_by("-at")[:RECENT],
+        "history": _history(key, row),
+    }
+    return render(request, "portal/keys/key.html", context)
+
+
+def _history(key: ApiKey, row: ShownKey) -> list[Done]:
+    """What was done to the key and to its limits, the newest first; where from is for operators to know."""
+    limits = {str(one.budget.pk): one for one in row.limits}
+    events = AuditEvent.objects.filter(tenant_id=key.tenant_id, subject__in=[str(key.pk), *limits])
+    return [
+        Done(
+            at=event.at,
+            what=DONE.get(event.action, event.action),
+            actor=event.actor,
+            reason=event.reason,
+            changes=_changes(event.details, limits.get(event.subject)),
+        )
+        for event in events.order_by("-pk")[:CHANGES]
+    ]
+
+
+def _changes(details: dict[str, Any], limit: KeyLimit | None) -> list[tuple[str, Any, Any]]:
+    before, after = details.get("before"), details.get("after")
+    if limit is not None:
+        if "limit" not in details:
+            return []
+        amounts = [None if one is None else limit.measure.exactly(one) for one in (before, details["limit"])]
+        return [(f"{limit.measure.unit} {limit.period}", amounts[0], amounts[1])]
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return []
+    return [(name, before.get(name), value) for name, value in after.items() if before.get(name) != value]

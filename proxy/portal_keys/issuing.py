@@ -1,0 +1,94 @@
+"""A new key: what it may call is shown while it is being described, and its secret once it is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db import DatabaseError, transaction
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.views.decorators.debug import sensitive_variables
+from django.views.decorators.http import require_http_methods, require_POST
+
+from budgets.limited_keys import issue_limited_key
+from keys.above import Preview
+from keys.callers import caller_of
+from keys.models import ApiKey
+from proxy.catalog import published
+from proxy.exceptions import NoModels
+from proxy.portal_keys.forms import NewKeyForm
+from proxy.portal_keys.secret_shown import secret_page
+from proxy.portal_keys.showing import key_of
+from proxy.previews import preview
+from tenants.access import Access, Reach
+from tenants.models import Tenant
+from tenants.portal import tenant_page
+from tenants.redis import RedisError
+from tenants.sent_once import SentBefore, form_number, send_once
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@sensitive_variables("secret")
+@tenant_page
+def new(request: HttpRequest, access: Access) -> HttpResponse:
+    """The form; or the key that it describes, with its secret, in the answer to that one request only."""
+    _demand(access)
+    if request.method != "POST":
+        return _page(request, access, NewKeyForm(access, _models_of(access.tenant)), form_number())
+    number, form = request.POST.get("form", ""), NewKeyForm(access, _models_of(access.tenant), request.POST)
+    if "look" in request.POST:
+        return _page(request, access, form, number)
+    if not form.is_valid():
+        return _page(request, access, form, number, status=400)
+    try:
+        with transaction.atomic():
+            send_once(access.user, number)
+            key, secret = issue_limited_key(
+                tenant=access.tenant, actor=str(access.user), limits=form.own_limits(), **form.settings()
+            )
+    except SentBefore:
+        return render(request, "portal/keys/sent_before.html", status=409)
+    except ValidationError as exc:
+        form.refused(exc)
+        return _page(request, access, form, number, status=400)
+    return secret_page(request, access, key_of(access, key.pk), secret, rotated=False)
+
+
+@require_POST
+@tenant_page
+def may_call(request: HttpRequest, access: Access) -> HttpResponse:
+    """The part of the form's page that tells what the key may call, for what is filled in so far."""
+    _demand(access)
+    form = NewKeyForm(access, _models_of(access.tenant), request.POST)
+    context = {"form": form, "preview": _preview(form), "live": True}
+    return render(request, "portal/keys/_form_preview.html", context)
+
+
+def _demand(access: Access) -> None:
+    if access.manages_keys == Reach.NOTHING:
+        raise PermissionDenied
+
+
+def _models_of(tenant: Tenant) -> list[str]:
+    """The models that keys of a tenant may call which say nothing themselves; empty if nobody knows any."""
+    try:
+        return sorted(model.name for model in published().effective(caller_of(ApiKey(tenant=tenant))))
+    except (NoModels, RedisError, DatabaseError):
+        return []
+
+
+def _preview(form: NewKeyForm) -> Preview:
+    return preview(caller_of(form.as_key()))
+
+
+def _page(
+    request: HttpRequest, access: Access, form: NewKeyForm, number: str, status: int = 200
+) -> HttpResponse:
+    context: dict[str, Any] = {
+        "form": form,
+        "number": number,
+        "preview": _preview(form),
+        "longest": access.tenant.max_key_days,
+    }
+    return render(request, "portal/keys/new.html", context, status=status)
