@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 from django.utils.timezone import now
 
+from audit.walls import within
 from budgets.services import arm_kill_switch, set_budget, set_rate_limit
 from keys.above import Preview, above
 from keys.callers import caller_of
+from keys.effects import measured
 from keys.endpoints import DOORS, ENDPOINTS
+from keys.lifetimes import Grace
 from keys.models import ApiKey
-from keys.services import disable_key, issue_key, revoke_key
+from keys.services import disable_key, end_grace, issue_key, revoke_key, rotate_key
 from tenants.services import change_tenant, create_tenant, suspend_tenant
 from tests.conftest import Caller, House, eventually
 from tests.counting import redis
@@ -98,6 +101,25 @@ def test_the_limit_that_refuses_first_stands_in_front(house: House):
     assert (first.unit, first.limit, first.used, first.held, first.left) == ("requests", 2, 1, 0, 1)
     assert first.resets_at is not None
     assert now() < first.resets_at <= now() + timedelta(days=1)
+
+
+def test_behind_the_walls_of_its_tenant_a_preview_says_the_same(house: House):
+    set_budget(scope="platform", unit="tokens", period="day", limit=5000, actor="test")
+    set_budget(scope="tenant", tenant=house.acme, unit="tokens", period="day", limit=1000, actor="test")
+    caller = house.caller()
+    eventually(lambda: preview(caller.key).refused == ())
+    outside = preview(caller.key)
+
+    with within(house.acme.pk):
+        inside = preview(caller.key)
+        rotate_key(key=caller.key, actor="olga", grace=Grace.DAY)
+        assert end_grace(key=caller.key, actor="olga")
+        assert disable_key(key=caller.key, actor="olga", reason="odd")
+        effect = measured([caller.key], lambda key: revoke_key(key=key, actor="olga", reason="lost"))
+
+    assert inside == outside
+    assert (effect.changed, effect.running) == (1, 0)
+    assert effect.seconds is not None
 
 
 def test_where_nothing_is_installed_nothing_may_be_called(db: None):
