@@ -120,7 +120,8 @@ def a_visitor(who: str, tenant: Tenant) -> Visitor:
 
 
 def methods_of(address: Address) -> list[str]:
-    if "logout" in address.route:
+    # Done by a POST, these end the visit.
+    if "logout" in address.route or address.route.endswith("/leave/"):
         return ["GET"]
     return ["GET", "POST", "PATCH", "DELETE"] if address.route.startswith("manage/") else ["GET", "POST"]
 
