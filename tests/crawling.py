@@ -45,6 +45,7 @@ IDS: dict[str, dict[str, str]] = {
     "portal/<slug:slug>/statements/": {"number": "statement"},
     "portal/<slug:slug>/exports/files/": {"link": "export_link"},
     "portal/<slug:slug>/exports/": {"export_id": "export"},
+    "portal/<slug:slug>/keys/": {"key_id": "key"},
     "portal/<slug:slug>/team/invitations/": {"invitation_id": "invitation"},
     "portal/<slug:slug>/team/members/": {"member_id": "member"},
     "portal/<slug:slug>/team/service-accounts/": {"account_id": "service_account"},
@@ -67,6 +68,7 @@ IDS: dict[str, dict[str, str]] = {
 }
 # Addresses whose ids are of nothing that a tenant has, and why that is so.
 OF_NO_TENANT = {
+    "portal/<slug:slug>/keys/change/": "the word of what is done to several keys",
     "manage/v1/upstreams/": "where calls go is the platform's",
     "admin/r/": "leads to a kind of row by its number",
     "admin/tenants/user/<id>/password/": "people are of no tenant",
