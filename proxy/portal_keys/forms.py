@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from django import forms
 from django.core.exceptions import ValidationError
-from django.utils.functional import Promise
+from django.utils.functional import Promise, cached_property
 from django.utils.timezone import now
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
@@ -87,7 +87,7 @@ class NewKeyForm(forms.Form):
         super().__init__(*args, **kwargs)
         self._access = access
         fields: dict[str, Any] = self.fields
-        fields["owner"].choices = self._owners()
+        fields["owner"].choices = self._owners
         fields["owner"].initial = fields["owner"].choices[0][0]
         fields["models"].choices = [(name, name) for name in models]
         fields["expires"].choices = _ends(access.tenant.max_key_days)
@@ -110,7 +110,7 @@ class NewKeyForm(forms.Form):
                 required=False,
             )
 
-    @property
+    @cached_property
     def limits(self) -> list[tuple[Any, Any, list[str]]]:
         """The fields of each limit, with those that hold for the key anyway."""
         parents = parents_of(self._access.tenant, **self.holder())
@@ -129,7 +129,7 @@ class NewKeyForm(forms.Form):
         if chosen == ME:
             return {"member": self._access.member}
         if chosen.startswith(ACCOUNT):
-            choices = dict(self._owners())
+            choices = dict(self._owners)
             if chosen in choices:
                 return {"service_account": ServiceAccount.objects.get(pk=chosen.removeprefix(ACCOUNT))}
         return {}
@@ -205,6 +205,7 @@ class NewKeyForm(forms.Form):
             return now() + timedelta(days=self._access.tenant.max_key_days or 0)
         return now() + timedelta(days=int(chosen)) if chosen and chosen.isdigit() else None
 
+    @cached_property
     def _owners(self) -> list[tuple[str, str]]:
         mine = [(ME, _("Me"))] if self._access.member is not None else []
         if self._access.manages_keys != Reach.WHOLE_TENANT:
