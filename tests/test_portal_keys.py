@@ -33,7 +33,7 @@ SECRET = re.compile(r"tg_[0-9A-Za-z]{58}")
 NOWHERE = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}}
 # With the permissions of the admin; the operator of ``tests.people`` has none for keys.
 KEEPERS = frozenset({"superuser"})
-SEE_ALL = frozenset({"owner", "admin", "finance"}) | KEEPERS
+SEE_ALL = frozenset({"owner", "admin", "finance", "auditor"}) | KEEPERS
 MANAGE_ALL = frozenset({"owner", "admin"}) | KEEPERS
 
 
@@ -134,7 +134,7 @@ def is_told(who: str, page: str) -> bool:
         return False
     if who == "operator":
         return True
-    return who == "finance" and PAGES[page] == MANAGE_ALL | ({"member"} & PAGES[page])
+    return who in ("finance", "auditor") and PAGES[page] == MANAGE_ALL | ({"member"} & PAGES[page])
 
 
 @pytest.mark.parametrize(
