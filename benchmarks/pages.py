@@ -45,7 +45,7 @@ REPEATS = 9
 QUERIES = {
     "portal-usage": ("", "?by=day", "?by=model&by=day", "?by=hour"),
     "portal-key": ("", "?span=7d", "?span=30d", "?span=period"),
-    "portal-keys-change": ("?key={key_id}",),
+    "portal-keys-revoke": ("?key={key_id}",),
     "portal-exports": ("", "?from_day={first_day}&before_day={before_day}&profile=day"),
 }
 
@@ -236,7 +236,7 @@ def _known() -> dict[str, Any]:
     }
     known = {name: found[0] for name, found in some.items() if found.exists()}
     days = {"first_day": first_day, "before_day": first_day + timedelta(days=DAYS)}
-    return {"slug": SLUG, "what": "revoke", **days, **known}
+    return {"slug": SLUG, **days, **known}
 
 
 def _filled_in(route: str, known: dict[str, Any]) -> str | None:

@@ -42,6 +42,7 @@ from tests.exporting import an_order
 # line here, with a name of ``Belongings``; one without an id is crawled as it is.
 IDS: dict[str, dict[str, str]] = {
     "portal/<slug:slug>/requests/": {"request_id": "request"},
+    "portal/<slug:slug>/keys/": {"key_id": "key"},
     "portal/<slug:slug>/statements/": {"number": "statement"},
     "portal/<slug:slug>/exports/files/": {"link": "export_link"},
     "portal/<slug:slug>/exports/": {"export_id": "export"},
@@ -76,6 +77,9 @@ OF_NO_TENANT = {
 }
 # What narrows a page or a list, and the row that its value is of.
 FILTERS: dict[str, dict[str, str]] = {
+    "portal/<slug:slug>/keys/change/revoke/": {"key": "key"},
+    "portal/<slug:slug>/keys/change/disable/": {"key": "key"},
+    "portal/<slug:slug>/keys/change/enable/": {"key": "key"},
     "portal/<slug:slug>/usage/": {
         "key": "key", "team": "team", "member": "member", "request": "request",
     },

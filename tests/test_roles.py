@@ -60,6 +60,11 @@ TRIALS = {
     "export usage": Trial("POST", "/portal/acme/exports/", DAYS),
     "export usage by the API": Trial("POST", f"{MANAGE}exports/", DAYS | {"tenant": "acme"}),
     "read the tenant's audit": Trial("GET", "/portal/acme/audit/"),
+    "see keys": Trial("GET", "/portal/acme/keys/", whole="nightly"),
+    "issue a key": Trial("GET", "/portal/acme/keys/new/", whole="The tenant itself"),
+    "rotate a key of the tenant": Trial("GET", "/portal/acme/keys/{key}/rotate/"),
+    "disable a key of the tenant": Trial("GET", "/portal/acme/keys/change/disable/?key={key}"),
+    "revoke a key of the tenant": Trial("GET", "/portal/acme/keys/change/revoke/?key={key}"),
     "see members, invitations and service accounts": Trial(
         "GET", "/portal/acme/team/", whole="other", part="themselves"
     ),

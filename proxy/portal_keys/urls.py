@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from proxy.portal_keys.changing import change
+from proxy.portal_keys.changing import CHANGES, change
 from proxy.portal_keys.detail import detail
 from proxy.portal_keys.issuing import may_call, new
 from proxy.portal_keys.listing import listing
@@ -12,7 +12,7 @@ urlpatterns = [
     path("", listing, name="portal-keys"),
     path("new/", new, name="portal-key-new"),
     path("new/may-call/", may_call, name="portal-key-may-call"),
-    path("change/<slug:what>/", change, name="portal-keys-change"),
+    *(path(f"change/{what}/", change, {"what": what}, name=f"portal-keys-{what}") for what in CHANGES),
     path("<uuid:key_id>/", detail, name="portal-key"),
     path("<uuid:key_id>/secrets/", secrets, name="portal-key-secrets"),
     path("<uuid:key_id>/rotate/", rotate, name="portal-key-rotate"),
