@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Any
 
 from daphne.server import twisted_loop
 from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
 
 from tenants.live import RESTARTS
-from tenants.quick_settings import settings
-
-logger = logging.getLogger(__name__)
 
 # Clients have nothing to say. What is longer is not even read to its end.
 LONGEST_MESSAGE_BYTES = 1024
@@ -74,16 +70,10 @@ class WebSocket(WebSocketProtocol):  # type: ignore[misc]  # the server's packag
         """``onClose`` follows."""
 
     async def room(self) -> None:
-        """Wait while the client is behind with reading; one that reads nothing for long is cut off."""
-        if not self._paused:
-            return
-        self._room = twisted_loop.create_future()
-        try:
-            async with asyncio.timeout(settings.CLIENT_STALL_SECONDS):
-                await self._room
-        except TimeoutError:
-            logger.info("a client that stopped reading a socket was cut off")
-            self.transport.abortConnection()
+        """Wait while the client is behind with reading; one that stops answers no ping, and is cut off."""
+        if self._paused:
+            self._room = twisted_loop.create_future()
+            await self._room
 
 
 def _cut(text: bytes) -> bytes:

@@ -101,13 +101,14 @@ class Feed:
     stale: datetime | None = None
 
     async def keep_reading(self) -> None:
-        """Read and tell the viewers, until there is none."""
+        """Read, and tell the viewers when something has changed, until there is none."""
         clock = asyncio.get_running_loop().time
         while self.viewers:
-            began = clock()
+            began, before = clock(), (self.parts, self.stale)
             await self._look()
-            for viewer in self.viewers:
-                viewer.news.set()
+            if before != (self.parts, self.stale):
+                for viewer in self.viewers:
+                    viewer.news.set()
             await asyncio.sleep(max(TICK_SECONDS, REST * (clock() - began)))
         # In the same turn: whoever comes next begins another.
         del _feeds[self.key]

@@ -25,9 +25,12 @@ CALLS = "/live/admin/running-calls/"
 
 @contextmanager
 def opened(
-    gateway: Gateway, path: str, browser: Client | None = None, origin: str | None = None
+    gateway: Gateway, path: str, browser: Client | None = None, origin: str | None = None, **options: Any
 ) -> Iterator[Connection]:
-    """A socket at ``path``, opened by a page of the gateway, or of ``origin``, in this browser."""
+    """A socket at ``path``, opened by a page of the gateway, or of ``origin``, in this browser.
+
+    ``options`` are those of ``websockets``.
+    """
     cookie = browser.cookies.get(settings.SESSION_COOKIE_NAME) if browser else None
     headers = {"Cookie": f"{settings.SESSION_COOKIE_NAME}={cookie.value}"} if cookie else {}
     with connect(
@@ -36,6 +39,7 @@ def opened(
         additional_headers=headers,
         open_timeout=PATIENCE_SECONDS,
         proxy=None,
+        **options,
     ) as socket:
         yield socket
 
