@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +22,8 @@ from tests.conftest import House, eventually, furnish
 from tests.gateway import Gateway
 from tests.people import a_person
 from tests.receivers import MailServer
+
+NEWCOMERS_SECONDS = 120
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +158,31 @@ def test_whoever_reads_german_is_spoken_to_in_german(browser: Browser, house: Ho
     expect(page.get_by_role("heading", name="Your account")).to_be_visible()
     page.goto("/portal/acme/team/")
     expect(page.get_by_role("heading", name="Members", exact=True)).to_be_visible()
+
+
+def test_a_newcomer_has_a_first_answer_within_two_minutes_of_the_mail(
+    page: Page, browser: Browser, house: House, owner: User, mail: MailServer
+) -> None:
+    mail.mails.clear()
+    enter(page, owner)
+    page.goto("/portal/acme/team/")
+    page.get_by_label("E-mail address").fill("mia@example.org")
+    page.get_by_role("button", name="Invite").click()
+    link, page, began = link_in(mail), browser.open(house.gateway.url), time.monotonic()
+
+    page.goto(link)
+    page.get_by_label("User name").fill("mia")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Create the account and join").click()
+    page.get_by_role("navigation").get_by_role("link", name="Keys").click()
+    page.get_by_role("link", name="New key").first.click()
+    page.get_by_label("Name").fill("laptop")
+    page.get_by_role("button", name="Create and show the secret").click()
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_text("The answer is whole.")).to_be_visible()
+    [entry] = house.booked()
+    page.get_by_role("navigation").get_by_role("link", name="Usage").click()
+
+    assert time.monotonic() - began < NEWCOMERS_SECONDS
+    assert (entry.outcome, entry.member) == ("completed", "mia")
+    expect(page.get_by_role("row", name="laptop")).to_be_visible()
