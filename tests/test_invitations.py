@@ -64,9 +64,13 @@ def mail() -> Iterator[MailServer]:
 
 
 def an_invitation(acme: Tenant, owner: User, **options: Any) -> tuple[Invitation, str]:
-    return invite(
-        **{"tenant": acme, "invited_by": owner, "email": "mia@example.org", "role": "member"} | options
-    )
+    given: dict[str, Any] = {
+        "tenant": acme,
+        "invited_by": owner,
+        "email": "mia@example.org",
+        "role": "member",
+    }
+    return invite(**given | options)
 
 
 def opened(token: str) -> tuple[Client, Any]:
