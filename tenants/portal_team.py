@@ -129,7 +129,7 @@ def member(request: HttpRequest, access: Access, member_id: UUID) -> HttpRespons
         try:
             change_member(member=found, actor=str(access.user), **form.cleaned_data)
         except ValidationError as exc:
-            form.add_error(None, _why_not(exc))
+            form.add_error(None, _only_messages(exc))
         except Member.DoesNotExist:
             messages.warning(request, _("Somebody else was quicker: they are no member any more."))
             return redirect("portal-team", access.tenant.slug)
@@ -167,7 +167,7 @@ def _let_go(request: HttpRequest, access: Access, leaver: Member) -> HttpRespons
         try:
             revoked = remove_member(member=leaver, actor=str(access.user))
         except ValidationError as exc:
-            error = _why_not(exc)
+            error = " ".join(exc.messages)
         except Member.DoesNotExist:
             messages.warning(request, _("Somebody else was quicker: they are no member any more."))
             return redirect("portal-team", access.tenant.slug)
@@ -251,12 +251,6 @@ def _changeable(access: Access, member_id: UUID) -> Member:
 def _only_messages(exc: ValidationError) -> ValidationError:
     """What is wrong, without the names of fields that the form may not have."""
     return ValidationError(exc.messages)
-
-
-def _why_not(exc: ValidationError) -> str:
-    if getattr(exc, "code", None) == "last_owner":
-        return _("A tenant has an owner who can sign in. Make somebody else one first.")
-    return " ".join(exc.messages)
 
 
 urlpatterns = [

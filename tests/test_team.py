@@ -219,7 +219,7 @@ def test_the_last_owner_stays_one(acme: Tenant, path: str, sent: dict[str, str])
     answer = a_browser(owner).post(f"/portal/acme/team/{path.format(own=own.pk)}", sent)
 
     assert answer.status_code == 400
-    assert "A tenant has an owner who can sign in." in answer.content.decode()
+    assert "owner is the only owner. Somebody else has to become one first." in answer.content.decode()
     assert Member.objects.get(pk=own.pk).role == "owner"
 
 
