@@ -64,6 +64,7 @@ IDS: dict[str, dict[str, str]] = {
     "manage/v1/running-calls/": {"pk": "request"},
     "manage/v1/statements/": {"number": "statement"},
     "manage/v1/aliases/": {"pk": "alias"},
+    "admin/keys/apikey/": {"pk": "key"},
     "admin/audit/loggedprompt/": {"request_id": "request"},
     "admin/budgets/statement/": {"pk": "statement_row"},
 }
