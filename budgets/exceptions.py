@@ -28,16 +28,22 @@ class LimitReached(Refusal):
     ``standing`` is how each limit of the call stands, those that refused it
     first. ``retry_after`` is seconds until a repeat may succeed; None: never,
     as the call is larger than a limit or the budget is never whole again.
-    ``refused_by`` is what the note of the refusal says of the limits that did.
+    ``refused_by`` is what the note of the refusal says of the limits that did,
+    ``looked_at`` what it says of all that were asked (``budgets.reservations.denial``).
     """
 
     def __init__(
-        self, standing: list[Standing], retry_after: float | None, refused_by: list[list[Any]] | None = None
+        self,
+        standing: list[Standing],
+        retry_after: float | None,
+        refused_by: list[list[Any]] | None = None,
+        looked_at: list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(", ".join(one.name for one in standing[:1]))
         self.standing = standing
         self.retry_after = retry_after
         self.refused_by = refused_by or []
+        self.looked_at = looked_at or []
 
 
 class BudgetExhausted(LimitReached):

@@ -16,8 +16,8 @@ from django.db import transaction
 from django.db.models import Q
 from django.utils.timezone import now
 
-from budgets.models import Delivery, Happening, Notice
-from budgets.notices import tell
+from budgets.models import Happening, Notice
+from budgets.notices import deliver_to_people, tell
 from keys.models import ApiKey
 from tenants.models import Member, Tenant, User
 
@@ -94,12 +94,7 @@ def _warn_of(key: ApiKey, expires_at: datetime, days_before: list[int]) -> int:
         )
         written += notice is not None
         if notice is not None and nearest:
-            Delivery.objects.bulk_create(
-                [
-                    Delivery(notice=notice, person=person, to=f"email {person.email}")
-                    for person in _holders(key)
-                ]
-            )
+            deliver_to_people(notice, _holders(key))
     return written
 
 

@@ -6,6 +6,7 @@ Both are one transaction, so whatever is written down is delivered. Sending is
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -16,6 +17,7 @@ from django.utils.timezone import now
 
 from budgets.models import Delivery, Happening, Notice, Recipient
 from tenants.ids import new_id
+from tenants.models import User
 
 
 @transaction.atomic
@@ -60,6 +62,19 @@ def tell(
     if not quietly:
         deliver_to(notice, _recipients(happening, tenant_id))
     return notice
+
+
+def deliver_to_people(notice: Notice, people: Iterable[User]) -> None:
+    """An e-mail to each of these whom the notice concerns, but for those who get it as recipients."""
+    told = {delivery.recipient.address for delivery in notice.deliveries.exclude(recipient=None)
+            .select_related("recipient") if delivery.recipient is not None}  # fmt: skip
+    Delivery.objects.bulk_create(
+        [
+            Delivery(notice=notice, person=person, to=f"email {person.email}")
+            for person in people
+            if person.email and person.email not in told
+        ]
+    )
 
 
 def deliver_to(notice: Notice, recipients: list[Recipient]) -> list[Delivery]:

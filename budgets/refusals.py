@@ -42,7 +42,8 @@ class Notes:
         ``event``: ``request_id`` and ``status``, and as far as known ``tenant_id``,
         ``tenant``, ``key_id``, ``key`` (the label), ``route``, ``dialect``,
         ``model``, ``upstream``, ``stream``, ``refusal`` (the code), ``refused_by``
-        (name and counter of each limit that did) and ``outcome``.
+        (name and counter of each limit that did), ``outcome``, ``member_id`` and
+        ``facts``, which ``RefusedCall`` keeps.
         """
         try:
             text = orjson.dumps(event)

@@ -17,6 +17,7 @@ from budgets import (
     ledger,
     price_proposals,
     rebuild,
+    refused_calls,
     spool,
     sweeping,
     verification,
@@ -97,6 +98,12 @@ def close_periods() -> None:
 def forget_visitors() -> None:
     """Forget what visitors used on days long past; every hour."""
     visitors.forget()
+
+
+@shared_task(ignore_result=True)
+def forget_refusals() -> None:
+    """Forget what the values were of calls that were refused long ago; every hour."""
+    refused_calls.forget()
 
 
 @shared_task(ignore_result=True)

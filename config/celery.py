@@ -30,6 +30,7 @@ EVERY = {
     "budgets.tasks.trim": 300.0,
     "budgets.tasks.publish_estimators": 300.0,
     "budgets.tasks.forget_visitors": 3600.0,
+    "budgets.tasks.forget_refusals": 3600.0,
     "budgets.tasks.make_months": 3600.0,
     "budgets.tasks.note_audit": 3600.0,
     "budgets.tasks.propose_prices": 3600.0,

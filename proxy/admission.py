@@ -36,6 +36,11 @@ from tenants.quick_settings import settings
 MESSAGE_TOKENS = 32
 # One that is part of the names of counters, so nothing that could be more than a name.
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# A field of a request as we call it; what else a client called one may say anything.
+_FIELD = re.compile(r"[A-Za-z0-9_.\[\]-]{1,80}")
+# Of a refusal so many are noted: a note lies in Redis until the drain has written it down.
+MOST_NAMES_TOLD = 50
+MOST_LIMITS_TOLD = 50
 # A body larger than this is read in a thread, so that running streams go on meanwhile.
 LARGE_BODY_BYTES = 2**20
 
@@ -232,6 +237,7 @@ def _note(refusal: Refusal, request_id: UUID, caller: Caller, route: Route, mode
     """Leave a request event, so that people can be told why their call was refused."""
     refusal.tenant = caller.tenant
     answer = answer_to(refusal)
+    member = caller.member_id
     refusals.note(
         {
             "request_id": request_id.hex,
@@ -246,5 +252,27 @@ def _note(refusal: Refusal, request_id: UUID, caller: Caller, route: Route, mode
             "status": answer.status,
             "refusal": answer.code,
             "refused_by": refusal.refused_by if isinstance(refusal, LimitReached) else [],
+            "member_id": None if member is None else member.hex,
+            "facts": _facts(refusal, caller),
         }
     )
+
+
+def _facts(refusal: Refusal, caller: Caller) -> dict[str, Any]:
+    """The values that the questions looked at; none of what the client said but the name of a field.
+
+    ``models`` null: every installed one. What there is to say of kill switches stands in PostgreSQL.
+    """
+    facts: dict[str, Any] = {"expires_at_ms": caller.expires_at_ms}
+    if isinstance(refusal, BadRequest):
+        facts["field"] = refusal.param if refusal.param and _FIELD.fullmatch(refusal.param) else ""
+    if isinstance(refusal, ModelRefused):
+        models = None if caller.allow_all_models else sorted(caller.models or ())
+        facts["models"] = models and models[:MOST_NAMES_TOLD]
+    if isinstance(refusal, EndpointRefused):
+        facts["endpoints"] = sorted(caller.scopes or ())
+    if isinstance(refusal, AddressRefused):
+        facts["networks"] = list(caller.address_blocks or ())[:MOST_NAMES_TOLD]
+    if isinstance(refusal, LimitReached):
+        facts["limits"] = refusal.looked_at[:MOST_LIMITS_TOLD]
+    return facts

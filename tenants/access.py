@@ -20,11 +20,14 @@ SEE_KEYS = "keys.view_apikey"
 CHANGE_KEYS = "keys.change_apikey"
 CHANGE_MEMBERS = "tenants.change_member"
 SEE_AUDIT = "audit.view_auditevent"
+# And to grant more of any budget, that of the tenant and of the platform included.
+GRANT_RAISES = "budgets.add_budgetraise"
 
 WHOLE_TENANT = frozenset({Member.Role.OWNER, Member.Role.ADMIN, Member.Role.FINANCE, Member.Role.AUDITOR})
 EXPORTING = frozenset({Member.Role.OWNER, Member.Role.FINANCE})
 AUDITING = frozenset({Member.Role.OWNER, Member.Role.ADMIN, Member.Role.AUDITOR})
 MANAGING = frozenset({Member.Role.OWNER, Member.Role.ADMIN})
+ASKING = frozenset({Member.Role.OWNER, Member.Role.ADMIN, Member.Role.MEMBER})
 # The roles that somebody of a role may give, take, and let go.
 GRANTING = {
     Member.Role.OWNER: frozenset(Member.Role),
@@ -121,6 +124,26 @@ class Access:
     def manages_team(self) -> bool:
         """Whether they may invite and remove people, change roles, and open and close service accounts."""
         return bool(self.grants)
+
+    @property
+    def asks_for_raises(self) -> bool:
+        """Whether they may ask for more of a budget that they see."""
+        return bool(self.member and self.member.role in ASKING)
+
+    @property
+    def grants_raises(self) -> bool:
+        """Whether they may grant others more of what the tenant shares out: to teams, members and keys."""
+        return self.grants_every_raise or bool(self.member and self.member.role in MANAGING)
+
+    @property
+    def grants_every_raise(self) -> bool:
+        """Whether they may grant more of any budget, of what limits the tenant as a whole too."""
+        return is_operator(self.user, GRANT_RAISES)
+
+    @property
+    def manages_recipients(self) -> bool:
+        """Whether they say who is told of what happens to the tenant."""
+        return bool(self.member and self.member.role in MANAGING)
 
 
 def is_operator(user: Person, permission: str = SEE_TENANTS) -> bool:

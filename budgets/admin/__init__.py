@@ -1,6 +1,17 @@
 """Pages of this app in the admin, by what they are about. Importing them registers them."""
 
-from budgets.admin import books, costs, estimates, limits, months, notices, prices, switches, verifications
+from budgets.admin import (
+    books,
+    costs,
+    estimates,
+    limits,
+    months,
+    notices,
+    prices,
+    raises,
+    switches,
+    verifications,
+)
 
 __all__ = [
     "books",
@@ -10,6 +21,7 @@ __all__ = [
     "months",
     "notices",
     "prices",
+    "raises",
     "switches",
     "verifications",
 ]

@@ -33,6 +33,8 @@ from budgets.models.notices import (
     trouble_with_url,
 )
 from budgets.models.prices import LARGEST_GPU_PRICE, LARGEST_PRICE, Price
+from budgets.models.raise_requests import RaiseRequest
+from budgets.models.refused import RefusedCall
 from budgets.models.scopes import (
     CANONICAL,
     LARGEST,
@@ -86,8 +88,10 @@ __all__ = [
     "PeriodKind",
     "Price",
     "PriceProposal",
+    "RaiseRequest",
     "RateLimit",
     "Recipient",
+    "RefusedCall",
     "RunningCall",
     "Scope",
     "ScopedRow",

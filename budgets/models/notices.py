@@ -46,6 +46,8 @@ class Happening(models.TextChoices):
     SHADOW_REFUSED = "shadow_refused", "a shadow budget would have refused a call"
     PERIOD_CLOSED = "period_closed", "a period of a budget is over"
     RAISE_ENDED = "raise_ended", "a raise of a budget is over"
+    RAISE_REQUESTED = "raise_requested", "somebody asks for more of a budget"
+    RAISE_DECIDED = "raise_decided", "a request for more of a budget was answered"
     KILL_SWITCH_ARMED = "kill_switch_armed", "a kill switch stops calls"
     KILL_SWITCH_LIFTED = "kill_switch_lifted", "a kill switch no longer stops calls"
     KEY_EXPIRES = "key_expires", "a key expires soon"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from budgets.charges import Charge
 from budgets.counters import Counter
@@ -60,9 +61,58 @@ def limit_reached(
         named(limits[number - 1], counters[number - 1], fits=fits(limits, charges, number, demand))
         for number in first
     ]
+    looked_at = as_looked_at(demand, limits, counters, charges, refused, figures, now_ms)
     if limits[longest - 1].name == UNTIL_CHECK:
-        return HumanCheckRequired(standing, None, refused_by)
-    return kinds[limits[longest - 1].kind](standing, waits[longest], refused_by)
+        return HumanCheckRequired(standing, None, refused_by, looked_at)
+    return kinds[limits[longest - 1].kind](standing, waits[longest], refused_by, looked_at)
+
+
+def as_looked_at(
+    demand: Demand,
+    limits: tuple[Limit, ...],
+    counters: tuple[Counter, ...],
+    charges: tuple[Charge, ...],
+    refused: list[int],
+    figures: Sequence[int],
+    now_ms: int,
+) -> list[dict[str, Any]]:
+    """Every limit that was asked, in this order, as it stood: what people are shown of a refusal.
+
+    ``needed`` is the least of the limit's unit with which the call would have been let through;
+    ``back_at``, in seconds since 1970, is when some of it comes back, null for never or for nobody knows.
+    """
+    found = []
+    for number, (limit, counter, charge) in enumerate(zip(limits, counters, charges, strict=True), start=1):
+        if limit.limit is None:
+            continue
+        used, held, wait_ms = figures[3 * number - 3 : 3 * number]
+        needed = charge.amount(demand.least_output, LEAST_GPU_MS)
+        back_at: float | None = None
+        if limit.kind == "budget":
+            back_at = counter.end
+        elif limit.kind == "rate" and wait_ms >= 0:
+            back_at = (now_ms + wait_ms) / 1000
+        found.append(
+            {
+                "id": limit.id,
+                "kind": limit.kind,
+                "name": limit.name,
+                "scope": limit.scope,
+                "unit": limit.unit,
+                "window": limit.window,
+                "model": limit.model,
+                "upstream": limit.upstream,
+                "limit": limit.limit,
+                "used": used,
+                "held": held,
+                "needed": needed,
+                "hard": limit.hard,
+                # The script asks only those that may refuse.
+                "refused": number in refused if limit.hard else used + held + needed > limit.limit,
+                "back_at": back_at,
+            }
+        )
+    return found
 
 
 def fits(limits: tuple[Limit, ...], charges: tuple[Charge, ...], number: int, demand: Demand) -> bool:

@@ -1,0 +1,224 @@
+"""Asking for more of a budget: a request, and the yes or no of somebody who may grant it.
+
+What a tenant shares out to its teams, members and keys is granted by its owners
+and admins. What limits the tenant as a whole, or everybody, is what operators
+have promised others, so they grant it. Nobody decides on their own request.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db import IntegrityError, transaction
+from django.db.models import Q, QuerySet
+from django.utils.timezone import now
+from django.utils.translation import gettext as _
+
+from audit.recording import record
+from audit.walls import across
+from budgets.alerts import amount
+from budgets.limits import limit_now
+from budgets.models import Budget, BudgetRaise, Happening, RaiseRequest, Scope
+from budgets.notices import deliver_to_people, tell
+from budgets.services import raise_budget
+from tenants.access import GRANT_RAISES, MANAGING, Access, is_operator
+from tenants.models import User
+
+SHARED_OUT = frozenset({Scope.TEAM, Scope.MEMBER, Scope.KEY, Scope.RUN})
+State = RaiseRequest.State
+
+
+def may_decide(access: Access, request: RaiseRequest) -> bool:
+    """Whether a person may say yes or no to a request that is open."""
+    if request.tenant_id != access.tenant.pk or request.asked_by_id == access.user.pk:
+        return False
+    return access.grants_raises if request.budget.scope in SHARED_OUT else access.grants_every_raise
+
+
+def open_requests(access: Access) -> QuerySet[RaiseRequest]:
+    """The requests at a tenant that a person may decide on, those that wait longest first."""
+    found = RaiseRequest.objects.filter(tenant=access.tenant, state=State.OPEN).exclude(asked_by=access.user)
+    if not access.grants_raises:
+        return found.none()
+    if not access.grants_every_raise:
+        found = found.filter(budget__scope__in=SHARED_OUT)
+    return _with_all(found).order_by("asked_at")
+
+
+def own_requests(access: Access) -> QuerySet[RaiseRequest]:
+    """What a person asked for at a tenant, the newest first."""
+    return _with_all(RaiseRequest.objects.filter(tenant=access.tenant, asked_by=access.user))
+
+
+def _with_all(found: QuerySet[RaiseRequest]) -> QuerySet[RaiseRequest]:
+    return found.select_related(
+        "tenant", "asked_by", "raised", "budget__tenant", "budget__team", "budget__member__user",
+        "budget__member__tenant", "budget__key",
+    ).prefetch_related("budget__raises")  # fmt: skip
+
+
+@transaction.atomic
+def ask_for_raise(
+    *,
+    access: Access,
+    budget: Budget,
+    to: int,
+    until: datetime,
+    reason: str,
+    pages: str = "",
+    request_id: UUID | None = None,
+) -> RaiseRequest:
+    """Ask that ``budget`` is raised ``to`` so much until ``until``; those who may grant it are told.
+
+    ``pages`` is the address under which each request has its page. Whether the budget
+    is one that the person sees is the caller's to know. Raises ``ValidationError``
+    for what cannot be granted, and while a request of theirs for this budget is
+    open; one whose end has passed is not open any more.
+    """
+    if not access.asks_for_raises:
+        raise PermissionDenied
+    own = RaiseRequest.objects.filter(budget=budget, asked_by=access.user, state=State.OPEN)
+    own.filter(until__lte=now()).update(state=State.LAPSED, decided_at=now(), decided_by="Tollgate")
+    limit = limit_now(budget)
+    if limit is None:
+        raise ValidationError(_("This budget has no limit, so there is nothing to raise."))
+    if to <= limit:
+        raise ValidationError({"to": _("The limit is that high already: ask for more than it is now.")})
+    asked = RaiseRequest(
+        tenant=access.tenant, budget=budget, asked_by=access.user, to=to, until=until, reason=reason,
+        request_id=request_id,
+    )  # fmt: skip
+    asked.full_clean()
+    try:
+        with transaction.atomic():
+            asked.save()
+    except IntegrityError as exc:
+        # Sent twice at the same time.
+        raise ValidationError(_("You have asked for more of this limit already.")) from exc
+    _record(asked, "requested", str(access.user), reason, to=to, until=until)
+    text = (
+        f"{access.user} of {access.tenant.slug} asks for more of {budget.whose}'s "
+        f"{budget.get_unit_display().lower()} per {budget.length}: {amount(budget.unit, to)} instead of "
+        f"{amount(budget.unit, limit)} until {until:%Y-%m-%d %H:%M} UTC. {reason}"
+    )
+    page = f"{pages}{asked.pk}/" if pages else ""
+    _tell(asked, Happening.RAISE_REQUESTED, text, page, _who_may_decide(asked))
+    return asked
+
+
+@transaction.atomic
+def withdraw_request(*, request: RaiseRequest, access: Access) -> bool:
+    """Take one's own request back; returns False if it is not open any more."""
+    if request.asked_by_id != access.user.pk:
+        raise PermissionDenied
+    withdrawn = _decide(request, State.WITHDRAWN, str(access.user))
+    if withdrawn:
+        _record(request, "request_withdrawn", str(access.user))
+    return withdrawn
+
+
+@transaction.atomic
+def grant_request(
+    *, request: RaiseRequest, access: Access, to: int, until: datetime, answer: str = "", page: str = ""
+) -> BudgetRaise | None:
+    """Raise the budget ``to`` so much until ``until``, which may be less than was asked for.
+
+    Whoever asked is told. Returns the raise; None if the request is not open
+    any more. Raises ``PermissionDenied`` for somebody who may not grant it, and
+    ``ValidationError`` for what a raise cannot have.
+    """
+    if not may_decide(access, request):
+        raise PermissionDenied
+    actor, budget = str(access.user), request.budget
+    if not _decide(request, State.GRANTED, actor, answer):
+        return None
+    reason = f"asked for by {request.asked_by}: {request.reason}"
+    # It was asked whether the person may; a budget of the platform is behind a wall from within a tenant.
+    with across():
+        raised = raise_budget(budget=budget, to=to, ends_at=until, reason=reason, actor=actor)
+    request.raised = raised
+    request.save(update_fields=["raised"])
+    _record(request, "request_granted", actor, answer, to=to, until=until, raised=raised.pk)
+    text = (
+        f"{actor} has raised {budget.whose}'s {budget.get_unit_display().lower()} per {budget.length} to "
+        f"{amount(budget.unit, to)} until {until:%Y-%m-%d %H:%M} UTC, as {request.asked_by} asked. {answer}"
+    )
+    _tell(request, Happening.RAISE_DECIDED, text.strip(), page, [request.asked_by])
+    return raised
+
+
+@transaction.atomic
+def decline_request(*, request: RaiseRequest, access: Access, answer: str, page: str = "") -> bool:
+    """Say no, with a reason that whoever asked is told; returns False if it is not open any more.
+
+    Raises ``PermissionDenied`` for somebody who may not decide, ``ValidationError`` without a reason.
+    """
+    if not may_decide(access, request):
+        raise PermissionDenied
+    if not answer.strip():
+        raise ValidationError({"answer": _("Say why, so that the person knows what to do.")})
+    actor, budget = str(access.user), request.budget
+    declined = _decide(request, State.DECLINED, actor, answer)
+    if declined:
+        _record(request, "request_declined", actor, answer)
+        text = (
+            f"{actor} has not raised {budget.whose}'s {budget.get_unit_display().lower()} per "
+            f"{budget.length}, as {request.asked_by} asked: {answer}"
+        )
+        _tell(request, Happening.RAISE_DECIDED, text, page, [request.asked_by])
+    return declined
+
+
+def _decide(request: RaiseRequest, state: str, actor: str, answer: str = "") -> bool:
+    """Of two who decide at the same time one is first."""
+    decided = RaiseRequest.objects.filter(pk=request.pk, state=State.OPEN).update(
+        state=state, decided_at=now(), decided_by=actor, answer=answer
+    )
+    request.refresh_from_db(fields=["state", "decided_at", "decided_by", "answer"])
+    return bool(decided)
+
+
+def _who_may_decide(request: RaiseRequest) -> list[User]:
+    others = User.objects.filter(is_active=True).exclude(pk=request.asked_by_id)
+    if request.budget.scope in SHARED_OUT:
+        return list(others.filter(memberships__tenant=request.tenant_id, memberships__role__in=MANAGING))
+    return [one for one in others.filter(Q(is_staff=True)) if is_operator(one, GRANT_RAISES)]
+
+
+def _tell(request: RaiseRequest, happening: str, text: str, page: str, people: list[User]) -> None:
+    facts = {
+        "raise_request": {
+            "id": str(request.pk),
+            "state": request.state,
+            "budget": str(request.budget),
+            "to": request.to,
+            "until": request.until.isoformat(),
+            "reason": request.reason,
+            "asked_by": str(request.asked_by),
+            "answer": request.answer,
+            "page": page or None,
+        }
+    }
+    # Recipients of the platform hear of it too.
+    with across():
+        notice = tell(
+            happening=happening, subject=str(request.pk), text=text, facts=facts,
+            tenant_id=request.tenant_id, tenant=request.tenant.slug,
+        )  # fmt: skip
+        if notice is not None:
+            deliver_to_people(notice, people)
+
+
+def _record(request: RaiseRequest, what: str, actor: str, reason: str = "", **details: Any) -> None:
+    record(
+        action=f"raise.{what}",
+        actor=actor,
+        subject=str(request.pk),
+        tenant_id=request.tenant_id,
+        reason=reason,
+        what=str(request.budget),
+        **details,
+    )
