@@ -219,7 +219,7 @@ def _routes() -> Iterator[tuple[str, str]]:
 
 def _known() -> dict[str, Any]:
     """What may stand in an address, by the name that it has in the routes."""
-    from budgets.models import Export, LedgerEntry, Statement
+    from budgets.models import Budget, Export, LedgerEntry, RaiseRequest, Recipient, Statement
     from keys.models import ApiKey
     from tenants.models import Invitation, Member, ServiceAccount, Team
 
@@ -231,6 +231,9 @@ def _known() -> dict[str, Any]:
         "account_id": ServiceAccount.objects.values_list("pk", flat=True),
         "invitation_id": Invitation.objects.values_list("pk", flat=True),
         "team_id": Team.objects.values_list("pk", flat=True),
+        "budget_id": Budget.objects.exclude(limit=None).values_list("pk", flat=True),
+        "recipient_id": Recipient.objects.exclude(tenant=None).values_list("pk", flat=True),
+        "raise_id": RaiseRequest.objects.values_list("pk", flat=True),
         "export_id": Export.objects.values_list("pk", flat=True),
         "number": Statement.objects.values_list("number", flat=True),
     }

@@ -44,8 +44,13 @@ urlpatterns = [
     path("portal/", include("tenants.portal")),
     path("portal/", include("tenants.portal_team")),
     path("portal/", include("tenants.portal_audit")),
+    path("portal/<slug:slug>/", include("proxy.portal_home")),
+    path("portal/<slug:slug>/", include("proxy.portal_models")),
     path("portal/", include("budgets.portal_statements")),
     path("portal/<slug:slug>/", include("budgets.portal")),
+    path("portal/<slug:slug>/", include("budgets.portal_limits")),
+    path("portal/<slug:slug>/", include("budgets.portal_refusals")),
+    path("portal/<slug:slug>/", include("budgets.portal_raises")),
     path("portal/", include("budgets.exports.portal")),
     path("portal/<slug:slug>/keys/", include("proxy.portal_keys.urls")),
 ]

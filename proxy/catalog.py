@@ -16,7 +16,8 @@ import functools
 import logging
 import time
 from collections import Counter
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 from uuid import UUID
 
 import httpx
@@ -275,7 +276,7 @@ class Catalog:
         }
         found = orjson.dumps([item for item in described if item is not None])
         age = int(settings.CATALOG_MAX_AGE_SECONDS * 1000)
-        await redis.call("SET", f"{partition_of(name)}:catalog:{name}", found, "PX", age)
+        await redis.call("SET", published_at(name), found, "PX", age)
 
     async def _describe(
         self, base_url: str, entry: dict[str, Any], few: asyncio.Semaphore
@@ -306,7 +307,7 @@ class Catalog:
         """Take over what Redis holds of every enabled upstream; what it has not stays until it is too old."""
         redis = redis_async()
         for name in self._addresses:
-            key = f"{partition_of(name)}:catalog:{name}"
+            key = published_at(name)
             published, left_ms = await asyncio.gather(redis.call("GET", key), redis.call("PTTL", key))
             if published is not None and left_ms > 0:
                 good_until = time.monotonic() + left_ms / 1000
@@ -333,15 +334,35 @@ class Catalog:
         now = time.monotonic()
         self._published = {name: one for name, one in self._published.items() if now <= one.good_until}
         offered = {name: one for name, one in self._published.items() if name in self._addresses}
-        models: dict[str, Installed] = {}
-        for name, published in offered.items():
-            for item in published.items:
-                _add(models, name, item)
-        self._models = models
+        self._models = merged({name: one.items for name, one in offered.items()})
         self._good_until = min((one.good_until for one in offered.values()), default=float("inf"))
 
 
-def may_use(caller: Caller, plain: str) -> bool:
+def published_at(upstream_name: str) -> str:
+    """Where in Redis lies what was found at an upstream."""
+    return f"{partition_of(upstream_name)}:catalog:{upstream_name}"
+
+
+def merged(found: Mapping[str, Iterable[dict[str, Any]]]) -> dict[str, Installed]:
+    """The models of all upstreams, by their canonical names, from what was found at each."""
+    models: dict[str, Installed] = {}
+    for upstream_name, items in found.items():
+        for item in items:
+            _add(models, upstream_name, item)
+    return models
+
+
+class Allowing(Protocol):
+    """What says which models may be called: a caller, or the settings of a key."""
+
+    @property
+    def allow_all_models(self) -> bool: ...
+
+    @property
+    def models(self) -> frozenset[str] | None: ...
+
+
+def may_use(caller: Allowing, plain: str) -> bool:
     """Whether the caller's own settings, or else its tenant's, let it use a model."""
     return caller.allow_all_models or (caller.models is not None and plain in _canonical_set(caller.models))
 

@@ -57,13 +57,6 @@ def tenants(request: HttpRequest) -> HttpResponse:
     return render(request, "portal/tenants.html", context)
 
 
-@tenant_page
-def tenant(request: HttpRequest, access: Access) -> HttpResponse:
-    """The first page of a tenant: what can be done here."""
-    return render(request, "portal/tenant.html")
-
-
 urlpatterns = [
     path("", tenants, name="portal"),
-    path("<slug:slug>/", tenant, name="portal-tenant"),
 ]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
+from django.conf import settings
+from django.test import override_settings
 
 from budgets import epochs, limits
 from budgets.charges import Usage
@@ -44,6 +48,14 @@ def mistake_the_time(monkeypatch: pytest.MonkeyPatch, ahead_ms: float) -> None:
     monkeypatch.setattr(asking, "TOLERANCE_MS", 10**12)
     monkeypatch.setattr(clock, "TOLERANCE_MS", 10**12)
     monkeypatch.setattr(clock.clock, "_ahead_ms", clock.clock._ahead_ms + ahead_ms)
+
+
+@contextmanager
+def without_redis() -> Iterator[None]:
+    """Nobody listens where this process looks for Redis; other processes still have theirs."""
+    away = {**settings.CACHES["default"], "LOCATION": "redis://127.0.0.1:1/0"}
+    with override_settings(CACHES={**settings.CACHES, "default": away}):
+        yield
 
 
 Backup = dict[bytes, tuple[int, bytes]]

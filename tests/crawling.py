@@ -21,11 +21,20 @@ from audit.models import AuditEvent
 from audit.walls import rows_of
 from budgets.exports.jobs import make_exports, order_export
 from budgets.month_closing import close_month
-from budgets.services import arm_kill_switch, raise_budget, set_budget, set_price, set_rate_limit
+from budgets.raise_requests import ask_for_raise
+from budgets.services import (
+    add_recipient,
+    arm_kill_switch,
+    raise_budget,
+    set_budget,
+    set_price,
+    set_rate_limit,
+)
 from config.walls import walled_models
 from keys.services import issue_key
 from proxy.models import ModelAlias
 from proxy.services import save_alias
+from tenants.access import Access
 from tenants.invitations import invite
 from tenants.models import Tenant
 from tenants.services import (
@@ -43,10 +52,14 @@ from tests.exporting import an_order
 IDS: dict[str, dict[str, str]] = {
     "portal/<slug:slug>/requests/": {"request_id": "request"},
     "portal/<slug:slug>/keys/": {"key_id": "key"},
+    "portal/<slug:slug>/playground/": {"request_id": "request"},
+    "portal/<slug:slug>/refusals/": {"request_id": "request"},
+    "portal/<slug:slug>/raises/new/": {"budget_id": "budget"},
+    "portal/<slug:slug>/raises/": {"raise_id": "raise_request"},
+    "portal/<slug:slug>/limits/recipients/": {"recipient_id": "alert_recipient"},
     "portal/<slug:slug>/statements/": {"number": "statement"},
     "portal/<slug:slug>/exports/files/": {"link": "export_link"},
     "portal/<slug:slug>/exports/": {"export_id": "export"},
-    "portal/<slug:slug>/keys/": {"key_id": "key"},
     "portal/<slug:slug>/team/invitations/": {"invitation_id": "invitation"},
     "portal/<slug:slug>/team/members/": {"member_id": "member"},
     "portal/<slug:slug>/team/service-accounts/": {"account_id": "service_account"},
@@ -192,6 +205,13 @@ class Belongings(dict[str, Any]):
         alias = save_alias(
             alias=ModelAlias(tenant=tenant, alias=f"{slug}-alias:latest", model="tiny:1b"), actor="test"
         )
+        asked = ask_for_raise(
+            access=Access(user, tenant, member), budget=budget, to=99, until=now() + timedelta(hours=1),
+            reason=f"{slug}-deadline",
+        )  # fmt: skip
+        recipient = add_recipient(
+            kind="email", address=f"alerts@{slug}.example", tenant=tenant, actor=user.username
+        )
         account = create_service_account(tenant=tenant, name=f"{slug}-build", actor="test")
         invited, _ = invite(tenant=tenant, invited_by=user, email=f"new@{slug}.example", role="member")
         entry = used(tenant, on(ago(1), zone="UTC"), key=f"{slug}-key", key_id=key.pk)
@@ -202,7 +222,8 @@ class Belongings(dict[str, Any]):
         super().__init__(
             tenant=tenant.pk, slug=slug, team=team.pk, member=member.pk, person=user.username, key=key.pk,
             budget=budget.pk, budget_raise=raised.pk, rate_limit=rate.pk, price=price.pk, alias=alias.pk,
-            service_account=account.pk, invitation=invited.pk,
+            raise_request=asked.pk, alert_recipient=recipient.pk, service_account=account.pk,
+            invitation=invited.pk,
             kill_switch=switch.pk, statement_row=statement.pk, request=entry.request_id,
             statement=statement.number, export=export.pk, export_link=export.link,
             audit_event=AuditEvent.objects.filter(tenant_id=tenant.pk).latest("pk").pk,

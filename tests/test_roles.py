@@ -14,6 +14,7 @@ from django.contrib.auth.models import AnonymousUser, Permission
 from django.http import HttpResponseBase
 
 from audit.models import AuditEvent
+from budgets.services import set_budget
 from keys.services import issue_key
 from tenants.models import Member, Tenant, User
 from tenants.services import add_member, create_tenant
@@ -68,6 +69,17 @@ TRIALS = {
     "see members, invitations and service accounts": Trial(
         "GET", "/portal/acme/team/", whole="other", part="themselves"
     ),
+    "see how limits stand": Trial("GET", "/portal/acme/limits/", whole="nightly"),
+    "read why calls were refused": Trial("GET", "/portal/acme/refusals/"),
+    "see which models may be called": Trial("GET", "/portal/acme/models/"),
+    "open the playground": Trial("GET", "/portal/acme/playground/"),
+    "say who is told of warnings": Trial(
+        "POST",
+        "/portal/acme/limits/recipients/",
+        {"kind": "email", "address": "ops@acme.example", "happenings": "threshold"},
+    ),
+    "ask for more of a budget": Trial("GET", "/portal/acme/raises/new/{budget}/"),
+    "see requests for more": Trial("GET", "/portal/acme/raises/"),
     "invite somebody": Trial("POST", "/portal/acme/team/", {"email": "new@acme.example", "role": "member"}),
     "invite an owner": Trial("POST", "/portal/acme/team/", {"email": "new@acme.example", "role": "owner"}),
     "change a member's role": Trial("POST", "/portal/acme/team/members/{member}/", {"role": "auditor"}),
@@ -177,7 +189,10 @@ def test_each_role_can_do_what_the_table_says_and_no_more(
         ledgers.of(acme, key_id=key.pk, key=OF_OTHERS, member_id=other.pk, member="other"),
         *([ledgers.of(acme, key="key-of-mine", member_id=own.pk, member="somebody")] if own else []),
     )
-    address = trial.address.format(tenant=acme.pk, key=key.pk, member=other.pk)
+    limits: dict[str, Any] = {"unit": "tokens", "period": "day", "limit": 9, "actor": "test"}
+    set_budget(scope="key", key=key, **limits)
+    budget = set_budget(scope="tenant", tenant=acme, **limits)
+    address = trial.address.format(tenant=acme.pk, key=key.pk, member=other.pk, budget=budget.pk)
     before = AuditEvent.objects.count()
     sent: dict[str, Any] = {}
     if trial.changes and address.startswith(MANAGE):

@@ -1,0 +1,274 @@
+"""The limits on a person as they see them: from the platform down to their keys, and how each stands now.
+
+Figures come from the counters. While Redis cannot be asked, those of budgets
+are what the ledger has booked, with the time of the last booking; what is held,
+and what came within the last minute, nobody knows then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from uuid import UUID
+
+from django.db.models import Max, Q, QuerySet, Sum
+from django.utils.timezone import now
+
+from audit.walls import across
+from budgets.counters import Counter, redis_in_bytes
+from budgets.forecasts import Forecast, forecast
+from budgets.limits import UNITS_OF_RATES, limit_now
+from budgets.models import Budget, BudgetPeriod, RateLimit, Scope
+from budgets.periods import Period
+from budgets.schedules import schedules_of
+from budgets.standing import Standing, standings
+from keys.models import ApiKey
+from tenants.access import Access, Reach
+from tenants.redis import RedisError
+
+# What the counters call a minute; one second more than it, as the oldest second counts whole.
+WINDOW_SECONDS = 61
+ORDER = list(Scope)
+# Of a tenant's limits on others so many are listed; more is for the admin's lists.
+MOST_LISTED = 200
+
+WHOSE = ("tenant", "team", "member__user", "member__tenant", "key")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One limit and how it stands. Amounts are in ``unit``.
+
+    ``window`` is ``minute``, ``now`` (how many at one time) or the period of a
+    budget. ``used`` and ``held`` None: nobody knows just now, or each run has its
+    own. ``ends_at`` None: it never comes back, or needs no time to. ``as_of``:
+    the figures are those of the ledger, which last booked something then.
+    """
+
+    row: Budget | RateLimit
+    scope: str
+    unit: str
+    window: str
+    limit: int
+    used: int | None
+    held: int | None
+    ends_at: datetime | None = None
+    as_of: datetime | None = None
+    forecast: Forecast | None = None
+
+    @property
+    def left(self) -> int | None:
+        """What is neither used nor held as far as is known; never below nothing."""
+        return None if self.used is None else max(0, self.limit - self.used - (self.held or 0))
+
+    @property
+    def budget(self) -> Budget | None:
+        return self.row if isinstance(self.row, Budget) else None
+
+    @property
+    def percent(self) -> int | None:
+        """How much of it is used or held, in whole percent, rounded down, 100 at most."""
+        if self.left is None:
+            return None
+        return 100 if not self.limit else min(100, (self.limit - self.left) * 100 // self.limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Seeing:
+    """The limits on a person, and those on others that they see; of the first, the budget that ends first.
+
+    ``blind``: Redis could not be asked. ``left_out`` limits on others are not listed.
+    """
+
+    own: list[Seen]
+    others: list[Seen]
+    tightest: Seen | None
+    blind: bool
+    left_out: int
+
+
+def on_person(access: Access) -> Q:
+    """The limits that can stop calls of this person's keys."""
+    ours = Q(tenant=access.tenant)
+    applies = Q(scope="platform") | Q(scope="tenant") & ours
+    applies |= Q(scope__in=["model", "upstream"]) & (ours | Q(tenant=None))
+    member = access.member
+    if member is None:
+        return applies | Q(scope="run", key=None) & ours
+    keys = ApiKey.objects.filter(member=member, revoked_at=None).values("pk")
+    applies |= Q(scope="member", member=member) | Q(scope="key", key__in=keys)
+    applies |= Q(scope="run") & ours & (Q(key=None) | Q(key__in=keys))
+    if member.team_id is not None:
+        applies |= Q(scope="team", team=member.team_id)
+    return applies
+
+
+def seen_by(access: Access) -> Q:
+    """The limits that a person may see: those on them; with the whole tenant in view, all of its."""
+    if access.usage == Reach.WHOLE_TENANT:
+        return on_person(access) | Q(tenant=access.tenant)
+    return on_person(access)
+
+
+def budgets_seen_by(access: Access) -> QuerySet[Budget]:
+    """The budgets with a limit that a person may see, and so ask for more of."""
+    return Budget.objects.filter(seen_by(access)).exclude(limit=None).select_related(*WHOSE)
+
+
+def look_at_limits(access: Access) -> Seeing:
+    """How the limits stand that a person sees."""
+    own = _rows(on_person(access))
+    known = {row.pk for row in own}
+    others = [row for row in _rows(seen_by(access)) if row.pk not in known]
+    blind = False
+    try:
+        figures = _by_counters([*own, *others[:MOST_LISTED]])
+    except RedisError:
+        blind = True
+        figures = _by_the_books([*own, *others[:MOST_LISTED]])
+    seen, rest = figures[: len(own)], figures[len(own) :]
+    return Seeing(seen, rest, tightest(seen), blind, max(0, len(others) - MOST_LISTED))
+
+
+def tightest(limits: Iterable[Seen]) -> Seen | None:
+    """The budget that will stop calls first: of each unit the one with least left, of these the fullest.
+
+    The same that ``GET /v1/usage`` tells a program. Left out is what refuses
+    nothing, or only calls to one model or server, or of one run.
+    """
+    least: dict[str, tuple[int, Seen]] = {}
+    for one in limits:
+        if one.budget is None or one.row.shadow or one.left is None:
+            continue
+        if one.scope in (Scope.MODEL, Scope.UPSTREAM, Scope.RUN):
+            continue
+        if one.unit not in least or one.left < least[one.unit][0]:
+            least[one.unit] = one.left, one
+    found = min(
+        least.values(), key=lambda found: found[0] / found[1].limit if found[1].limit else 0, default=None
+    )
+    return found and found[1]
+
+
+def _rows(wanted: Q) -> list[Budget | RateLimit]:
+    budgets = Budget.objects.filter(wanted).exclude(limit=None).select_related(*WHOSE)
+    rates = RateLimit.objects.filter(wanted).exclude(limit=None).select_related(*WHOSE)
+    rows: list[Budget | RateLimit] = [*budgets.prefetch_related("raises"), *rates]
+    return sorted(rows, key=lambda row: (ORDER.index(Scope(row.scope)), isinstance(row, RateLimit)))
+
+
+def _by_counters(rows: Sequence[Budget | RateLimit]) -> list[Seen]:
+    found = standings([row for row in rows if isinstance(row, Budget)])
+    standing = {one.budget.pk: one for one in found}
+    rates = [row for row in rows if isinstance(row, RateLimit)]
+    used = dict(zip((row.pk for row in rates), _used_of_rates(rates), strict=True))
+    return [
+        _of_standing(standing[row.pk]) if isinstance(row, Budget) else _of_rate(row, used[row.pk])
+        for row in rows
+    ]
+
+
+def _of_standing(one: Standing) -> Seen:
+    budget, moment = one.budget, int(now().timestamp())
+    since = max(int(one.starts_at.timestamp()), int(budget.created_at.timestamp()))
+    end = None if one.ends_at is None else int(one.ends_at.timestamp())
+    seen = Seen(
+        row=budget,
+        scope=budget.scope,
+        unit=budget.unit,
+        window=one.length,
+        limit=one.limit or 0,
+        used=one.used,
+        held=one.held,
+        ends_at=one.ends_at,
+        forecast=forecast(one.limit or 0, one.used, since, moment, end),
+    )
+    if budget.scope == Scope.RUN:
+        # Each run has a counter of its own, and nobody knows their names.
+        return replace(seen, used=None, held=None, forecast=None)
+    return seen
+
+
+def _of_rate(row: RateLimit, used: int | None) -> Seen:
+    kind, unit = UNITS_OF_RATES[row.measure]
+    of_run = row.scope == Scope.RUN
+    return Seen(
+        row=row,
+        scope=row.scope,
+        unit=unit,
+        window="now" if kind == "leases" else "minute",
+        limit=row.limit or 0,
+        used=None if of_run else used,
+        held=None,
+    )
+
+
+def _used_of_rates(rows: Sequence[RateLimit]) -> list[int]:
+    """What each limit has counted in the present minute, or of calls that run."""
+    redis = redis_in_bytes()
+    second = redis.time()[0]
+    pipeline = redis.pipeline(transaction=False)
+    for row in rows:
+        kind, unit = UNITS_OF_RATES[row.measure]
+        counter = Counter(kind, row.pk.hex, unit, None, None)
+        if kind == "leases":
+            pipeline.zcount(counter.key, f"({second * 1000}", "+inf")
+        else:
+            pipeline.hgetall(counter.key)
+    return [
+        found if isinstance(found, int) else _within_window(found, second) for found in pipeline.execute()
+    ]
+
+
+def _within_window(seconds: dict[bytes, bytes], now_second: int) -> int:
+    # Beside the seconds there are two other fields, their sum and the oldest.
+    return sum(
+        int(amount)
+        for second, amount in seconds.items()
+        if second.isdigit() and int(second) + WINDOW_SECONDS > now_second
+    )
+
+
+def _by_the_books(rows: Sequence[Budget | RateLimit]) -> list[Seen]:
+    """What the ledger has booked on the present periods, by the clock here."""
+    moment = now().timestamp()
+    budgets = [row for row in rows if isinstance(row, Budget)]
+    schedules = schedules_of(budgets)
+    periods = {row.pk: schedules[row.pk].period(moment) for row in budgets}
+    # Those of the platform too: how it stands is told of every limit on a person, and it is one.
+    with across():
+        booked = _booked(periods)
+    found = []
+    for row in rows:
+        if isinstance(row, RateLimit):
+            found.append(_of_rate(row, None))
+            continue
+        period = periods[row.pk]
+        used, last_at = booked.get((row.pk, period.starts_at), (0, None))
+        found.append(
+            Seen(
+                row=row,
+                scope=row.scope,
+                unit=row.unit,
+                window=row.length,
+                limit=limit_now(row) or 0,
+                used=None if row.scope == Scope.RUN else used,
+                held=None,
+                ends_at=period.ends_at and period.ends_at.astimezone(UTC),
+                as_of=last_at or period.starts_at,
+            )
+        )
+    return found
+
+
+def _booked(periods: Mapping[UUID, Period]) -> dict[tuple[UUID, datetime], tuple[int, datetime]]:
+    """What is booked on each of these periods, by budget and start, and when something last was."""
+    return {
+        (budget_id, start): (used, last_at)
+        for budget_id, start, used, last_at in BudgetPeriod.objects.filter(
+            budget_id__in=periods, period_start__in={period.starts_at for period in periods.values()}, run=""
+        )
+        .values_list("budget_id", "period_start")
+        .annotate(Sum("used"), Max("last_at"))
+    }
