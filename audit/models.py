@@ -44,6 +44,7 @@ class AuditEvent(models.Model):
             models.Index(fields=["tenant_id", "-id"], name="audit_auditevent_of_tenant"),
             models.Index(fields=["action", "-id"], name="audit_auditevent_of_action"),
             models.Index(fields=["subject", "-id"], name="audit_auditevent_of_subject"),
+            models.Index(fields=["actor", "-id"], name="audit_auditevent_of_actor"),
             models.Index(fields=["-at"], name="audit_auditevent_newest"),
         ]
 
@@ -94,6 +95,33 @@ class AuditCheckpoint(models.Model):
 
     def __str__(self) -> str:
         return f"{self.chain} {self.number} at {self.at:%Y-%m-%d %H:%M}"
+
+
+class AuditCheck(models.Model):
+    """One look of the worker at the audit: at what is new, and at the next stretch of what is old.
+
+    ``reached`` is the id of the event up to which the round over all of the audit
+    has come; 0: the round is over, and the next look begins another. Kept of the
+    troubles are the first few, ``found`` is how many there were.
+    """
+
+    at = models.DateTimeField(default=now)
+    seconds = models.FloatField()
+    events = models.BigIntegerField(help_text="How many events were looked at.")
+    reached = models.BigIntegerField()
+    found = models.BigIntegerField(help_text="How many troubles were found; 0: all is as it was written.")
+    troubles = models.JSONField(default=list)
+
+    class Meta:
+        ordering = ["-at"]
+        get_latest_by = "at"
+        indexes = [
+            models.Index(fields=["-at"], name="audit_auditcheck_newest"),
+            models.Index(fields=["-at"], condition=~Q(found=0), name="audit_auditcheck_of_trouble"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.at:%Y-%m-%d %H:%M}: {self.found or 'no'} troubles"
 
 
 class RequestEvent(models.Model):

@@ -22,6 +22,8 @@ from django.db import transaction
 from django.db.models import F, Q, QuerySet
 from django.utils.timezone import now
 
+from audit import watching
+from audit.models import AuditCheck
 from budgets import closing
 from budgets.limits import limit_at
 from budgets.models import (
@@ -369,6 +371,26 @@ def _tell_of_parked_records() -> int:
     )
     ParkedRecord.objects.filter(pk__in=[one.pk for one in parked]).update(told=True)
     return 1
+
+
+@transaction.atomic
+def watch_audit() -> AuditCheck | None:
+    """Look at the audit, and tell the recipients of the platform if it is not as it was written.
+
+    None while another process looks. A trouble is told once: what is still wrong
+    a look later is no news, and what is put right and breaks again is none either.
+    """
+    check = watching.look()
+    if check is not None and check.found:
+        more = f" That is one of {check.found:,}." if check.found > 1 else ""
+        tell(
+            happening=Happening.AUDIT_BROKEN,
+            subject=check.troubles[0],
+            text=f"The audit is not as it was written: {check.troubles[0]}.{more} "
+            "“manage.py verify_audit” looks at all of it.",
+            facts={"audit": {"found": check.found, "troubles": check.troubles}},
+        )
+    return check
 
 
 def facts_of(stand: Standing) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import F
+from django.utils.timezone import now
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import (
@@ -30,6 +31,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 from redis.exceptions import ResponseError
 
+from audit.models import AuditCheck
 from budgets import tallies
 from budgets.counters import DRAINED, DRAINED_AT, EPOCH, HOLDS, REFUSALS, SETTLED, USAGE
 from budgets.epochs import expected
@@ -41,6 +43,7 @@ from config.asking import Asked
 from keys.secrets import public_id_of
 from proxy.catalog import catalog
 from proxy.handler import Scope, Send
+from proxy.nodes import is_late
 from tenants.models import Generation
 from tenants.redis import partition_of, redis_async
 
@@ -65,11 +68,12 @@ class InRedis:
 
 @dataclass(frozen=True, slots=True)
 class InPostgres:
-    """What PostgreSQL knows: how many of each there are."""
+    """What PostgreSQL knows: how many of each there are, and what the last look at the audit found."""
 
     parked: int
     spooled: int
     pending: int
+    audit: AuditCheck | None
 
 
 async def _ask_redis() -> InRedis:
@@ -138,6 +142,7 @@ def _count() -> InPostgres:
                 parked=ParkedRecord.objects.count(),
                 spooled=SpooledSettlement.objects.count(),
                 pending=Generation.objects.filter(number__gt=F("projected")).count(),
+                audit=AuditCheck.objects.first(),
             )
     finally:
         connection.close()
@@ -170,6 +175,7 @@ class Figures(Collector):
                 "Tenants whose saved settings are not in force yet.",
                 self._postgres.pending,
             )
+            yield from _of_audit(self._postgres.audit)
 
 
 def _of_redis(known: InRedis) -> Iterator[Metric]:
@@ -191,9 +197,15 @@ def _of_redis(known: InRedis) -> Iterator[Metric]:
         labels=["upstream"],
     )
     for name, age in known.upstream_ages.items():
-        late = age is None or age > 3 * settings.CATALOG_REFRESH_SECONDS + settings.UPSTREAM_CONNECT_SECONDS
-        up.add_metric([name], int(not late))
+        up.add_metric([name], int(not is_late(age)))
     yield up
+
+
+def _of_audit(check: AuditCheck | None) -> Iterator[Metric]:
+    if check is not None:
+        yield _gauge("audit_troubles", "What the last look at the audit found wrong.", check.found)
+        age = (now() - check.at).total_seconds()
+        yield _gauge("audit_check_age_seconds", "Since the audit was last looked at.", max(0.0, age))
 
 
 def _gauge(name: str, help_text: str, value: float, **labels: str) -> Metric:

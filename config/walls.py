@@ -41,6 +41,7 @@ OF_THE_SYSTEM = {
     "admin.LogEntry": "what operators did in the admin",
     "audit.AuditLink": "chains of all; written by a trigger",
     "audit.AuditCheckpoint": "ends of all chains",
+    "audit.AuditCheck": "what the worker found in the audit of all",
     "budgets.SpooledSettlement": "what waits for Redis, of all",
     "budgets.ParkedRecord": "records that nobody could book",
     "budgets.CounterEpoch": "whether the counters may be believed",

@@ -53,6 +53,7 @@ class Happening(models.TextChoices):
     KEY_EXPIRES = "key_expires", "a key expires soon"
     BOOKS_DISAGREE = "books_disagree", "the books do not agree"
     RECORD_PARKED = "record_parked", "a usage record could not be booked"
+    AUDIT_BROKEN = "audit_broken", "the audit is not as it was written"
     TEST = "test", "somebody tries whether notices arrive"
 
 
