@@ -33,6 +33,7 @@ DRAINED = f"{PARTITION}:drained"
 CLOCK = f"{PARTITION}:clock"
 DRAINED_AT = f"{PARTITION}:drained-at"
 TALLIES = f"{PARTITION}:tallies"
+PACES = f"{PARTITION}:paces"
 
 # Long enough for every late settlement of a period to meet its counter.
 GRACE_SECONDS = 35 * 86_400

@@ -15,6 +15,7 @@ from budgets import (
     key_expiry,
     learning,
     ledger,
+    pace,
     price_proposals,
     rebuild,
     refused_calls,
@@ -49,6 +50,12 @@ def ensure_epoch() -> None:
 def look() -> None:
     """Find out what people have to be told; every few seconds."""
     alerts.look()
+
+
+@shared_task(ignore_result=True)
+def note_pace() -> None:
+    """Note how many calls were counted by now; every few seconds."""
+    pace.note()
 
 
 @shared_task(ignore_result=True)
@@ -122,6 +129,12 @@ def make_months() -> None:
 def note_audit() -> None:
     """Make checkpoints of the audit; every hour."""
     checkpoints.make()
+
+
+@shared_task(ignore_result=True)
+def watch_audit() -> None:
+    """Look at what is new in the audit and at a stretch of what is old; every few minutes."""
+    alerts.watch_audit()
 
 
 @shared_task(ignore_result=True)

@@ -23,12 +23,14 @@ EVERY = {
     "budgets.tasks.look": 5.0,
     "budgets.tasks.deliver": 5.0,
     "budgets.tasks.make_exports": 2.0,
+    "budgets.tasks.note_pace": 15.0,
     "budgets.tasks.expire_exports": 300.0,
     "budgets.tasks.warn_of_expiry": 300.0,
     "budgets.tasks.close_periods": 60.0,
     "budgets.tasks.forget_prompts": 60.0,
     "budgets.tasks.trim": 300.0,
     "budgets.tasks.publish_estimators": 300.0,
+    "budgets.tasks.watch_audit": 300.0,
     "budgets.tasks.forget_visitors": 3600.0,
     "budgets.tasks.forget_refusals": 3600.0,
     "budgets.tasks.make_months": 3600.0,
@@ -64,7 +66,8 @@ app.conf.update(
 @beat_init.connect
 def _look_at_once(**_: Any) -> None:
     """What has to be seen to before an hour has passed."""
-    app.send_task("budgets.tasks.make_months", expires=EVERY["budgets.tasks.make_months"])
+    for task in ("budgets.tasks.make_months", "budgets.tasks.watch_audit", "budgets.tasks.note_pace"):
+        app.send_task(task, expires=EVERY[task])
 
 
 @task_prerun.connect
