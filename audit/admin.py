@@ -1,33 +1,21 @@
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 from django.contrib import admin
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.core.paginator import Paginator
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
-from django.utils.functional import cached_property
+from unfold.admin import ModelAdmin
 
-from audit.models import AuditEvent, RequestEvent
+from audit.growing import GrowingList, NewestPaginator, having, narrowing, uuid_in, when
+from audit.models import AuditEvent
 from audit.recording import record
 
 
-class NewestPaginator(Paginator):
-    """Pages over the newest rows of a table that only grows, without counting all of it."""
-
-    LIMIT = 10_000
-
-    @cached_property
-    def count(self) -> int:
-        """How many rows there are, ``LIMIT`` at most; for what lies further back there are filters."""
-        newest = cast("QuerySet[Any]", self.object_list)[: self.LIMIT]
-        return newest.count()
-
-
-class ReadOnlyAdmin(admin.ModelAdmin):
+class ReadOnlyAdmin(ModelAdmin):
     """Rows to look at: nobody adds, changes or deletes one here, superusers included.
 
     ``id_fields`` are found by a whole UUID typed into the search.
@@ -56,11 +44,11 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         return queryset.filter(Q.create([(name, wanted) for name in self.id_fields], Q.OR)), False
 
 
-class AuditedAdmin(admin.ModelAdmin):
+class AuditedAdmin(ModelAdmin):
     """For models without services: what Django logs of a change is recorded in the audit too."""
 
     # Django deletes a selection outside of a transaction, where no audit event can be written.
-    actions = None
+    actions: Any = None
 
     def log_addition(self, request: HttpRequest, obj: Model, message: Any) -> Any:
         self._record(request, obj, "added", changes=message)
@@ -124,53 +112,16 @@ def ask_reason(
 
 
 @admin.register(AuditEvent)
-class AuditEventAdmin(ReadOnlyAdmin):
+class AuditEventAdmin(GrowingList, ReadOnlyAdmin):
     """Who changed what, and why."""
 
+    newest_by = "at"
     list_display = ["at", "action", "actor", "origin", "subject", "tenant_id", "reason"]
-    list_filter = ["at"]
-    search_fields = ["action__startswith", "actor__startswith", "subject__startswith"]
-    search_help_text = "Id of a tenant, or the beginning of an action (key.revoked), an actor or a subject"
-    id_fields = ("tenant_id",)
+    list_filter = [narrowing("tenant_id", "tenant"), when("at")]
+    search_help_text = "Id of a tenant or a subject, or an action (key.revoked), an actor, or their beginning"
+    compared = ("action__startswith", "actor__startswith", "subject__startswith")
 
-
-class StatusFilter(admin.SimpleListFilter):
-    """Answers by the first digit of their status."""
-
-    title = "status"
-    parameter_name = "status_class"
-
-    def lookups(self, request: HttpRequest, model_admin: admin.ModelAdmin) -> list[tuple[str, str]]:
-        return [("2", "2xx answered"), ("4", "4xx refused or left"), ("5", "5xx failed")]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[RequestEvent]) -> QuerySet[RequestEvent]:
-        if self.value() not in ("2", "4", "5"):
-            return queryset
-        first = int(str(self.value())) * 100
-        return queryset.filter(status__range=(first, first + 99))
-
-
-@admin.register(RequestEvent)
-class RequestEventAdmin(ReadOnlyAdmin):
-    """Calls at the gateway's doors, refused ones included."""
-
-    list_display = [
-        "at",
-        "request_id",
-        "tenant",
-        "key",
-        "route",
-        "model",
-        "run",
-        "status",
-        "outcome",
-        "refusal",
-        "refused_by",
-        "input_tokens",
-        "output_tokens",
-        "exact",
-    ]
-    list_filter = ["at", StatusFilter, "stream", "exact"]
-    search_fields = ["=tenant", "=key", "=model", "=run", "=refusal"]
-    search_help_text = "Id of a request, key or tenant, or a whole tenant, key, model, run or refusal code"
-    id_fields = ("request_id", "key_id", "tenant_id")
+    def found(self, rows: QuerySet[Any], term: str) -> QuerySet[Any] | None:
+        tenant_id = uuid_in(term)
+        of_tenant = having(rows, ("tenant_id",), tenant_id) if tenant_id else None
+        return of_tenant if of_tenant is not None else having(rows, ("action", "subject", "actor"), term)

@@ -6,6 +6,7 @@ from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
+from unfold.widgets import UnfoldAdminTextInputWidget
 
 from budgets.models import KillSwitch
 from budgets.services import subject_of_switch
@@ -16,7 +17,7 @@ from tenants.models import Tenant
 class DecisionForm(forms.Form):
     """Why a proposed price is declined, or accepted."""
 
-    reason = forms.CharField(label="Reason, for the audit", widget=forms.TextInput({"class": "vTextField"}))
+    reason = forms.CharField(label="Reason, for the audit", widget=UnfoldAdminTextInputWidget)
 
 
 class AcceptForm(DecisionForm):
@@ -24,6 +25,7 @@ class AcceptForm(DecisionForm):
 
     starts_at = forms.DateTimeField(
         label="Holds from",
+        widget=UnfoldAdminTextInputWidget,
         help_text="In UTC: 2026-12-01 00:00. Where a month begins, it has one price throughout.",
     )
     shown = forms.DateTimeField(widget=forms.HiddenInput)
@@ -38,17 +40,24 @@ class AcceptForm(DecisionForm):
 class ArmForm(forms.ModelForm):  # type: ignore[type-arg]  # the parameter is in the stubs only
     """What is to be stopped, why and until when; and its name once more, typed by whoever means it."""
 
-    tenant = forms.CharField(required=False, help_text="Slug; for a tenant, or for a model within a tenant.")
-    key = forms.CharField(required=False, help_text="Public id: the 12 characters after tg_.")
+    tenant = forms.CharField(
+        required=False,
+        widget=UnfoldAdminTextInputWidget,
+        help_text="Slug; for a tenant, or for a model within a tenant.",
+    )
+    key = forms.CharField(
+        required=False, widget=UnfoldAdminTextInputWidget, help_text="Public id: the 12 characters after tg_."
+    )
     confirmation = forms.CharField(
+        widget=UnfoldAdminTextInputWidget,
         help_text="Type what is to be stopped: platform, tenant physics, key nightly of physics, "
-        "upstream gpu-1, model llama3.2:latest, model llama3.2:latest of physics."
+        "upstream gpu-1, model llama3.2:latest, model llama3.2:latest of physics.",
     )
 
     class Meta:
         model = KillSwitch
         fields = ["scope", "tenant", "key", "upstream", "model", "reason", "message", "until"]
-        widgets = {"reason": forms.TextInput(attrs={"class": "vTextField"})}
+        widgets = {"reason": UnfoldAdminTextInputWidget}
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or self.cleaned_data

@@ -17,6 +17,7 @@ from django.urls import re_path
 
 from audit.walls import across
 from budgets import live as budgets
+from config import dashboard_page
 from config.second_factor import WHY, is_missing
 from tenants.live import Receive, Scope, Send, SignedOut
 
@@ -41,7 +42,7 @@ async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 # Of all live views.
-routes = [*budgets.urlpatterns]
+routes = [*budgets.urlpatterns, *dashboard_page.urlpatterns]
 _elsewhere = re_path("", _refuse)  # type: ignore[arg-type]  # answered with messages, not with a response
 _router = URLRouter([*routes, _elsewhere])  # type: ignore[no-untyped-call]
 

@@ -37,7 +37,9 @@ INSTALLED_APPS = [
     "tenants",
     "audit",
     "daphne",
-    "django.contrib.admin",
+    # Its templates come before those of Django's admin.
+    "unfold.apps.BasicAppConfig",
+    "config.admin_app.OperatorsAdmin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -58,7 +60,7 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
-    "tenants.portal_headers.PortalHeaders",
+    "tenants.page_headers.PageHeaders",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -188,6 +190,34 @@ FORMAT_MODULE_PATH = ["config.formats"]
 STATIC_URL = "/static/"
 # Pages are served with the files as they lie in the apps; nothing has to be collected.
 WHITENOISE_USE_FINDERS = True
+
+# The admin
+
+UNFOLD = {
+    "SITE_TITLE": "Tollgate",
+    "SITE_HEADER": "Tollgate",
+    "SITE_SYMBOL": "toll",
+    "SITE_URL": "/portal/",
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": f"{STATIC_URL}portal/icon.svg"}],
+    "STYLES": [f"{STATIC_URL}operators/operators.css"],
+    "SHOW_BACK_BUTTON": True,
+    "BORDER_RADIUS": "6px",
+    "ACCOUNT": {
+        "navigation": [
+            {"title": "Portal", "link": "/portal/"},
+            {"title": "Password, second factor, sessions", "link": "/account/2fa/"},
+        ]
+    },
+    "SIDEBAR": {"navigation": "config.admin_menu.navigation", "show_search": True, "command_search": True},
+    # The portal's green, from light to dark.
+    "COLORS": {
+        "primary": {
+            "50": "#effaf8", "100": "#d7f2ee", "200": "#b0e5dd", "300": "#7fd2c7", "400": "#48b7aa",
+            "500": "#1f9a8d", "600": "#0f766e", "700": "#0b5f58", "800": "#0c4c47", "900": "#0d3f3c",
+            "950": "#042524",
+        }
+    },
+}  # fmt: skip
 
 # PostgreSQL and Redis
 

@@ -8,7 +8,9 @@ from allauth.urls import urlpatterns as signing_in
 from allauth.usersessions.models import UserSession
 from django.contrib import admin
 from django.db import transaction
+from django.templatetags.static import static
 from django.urls import URLPattern, URLResolver, include, path, re_path
+from django.views.generic import RedirectView
 
 from config.openapi import Document
 from config.problems import nothing_there
@@ -31,6 +33,8 @@ def _in_one_transaction(patterns: list[URLPattern | URLResolver]) -> None:
 _in_one_transaction(signing_in)
 
 urlpatterns = [
+    # Browsers ask here for the icon of whatever names none, refusals among it.
+    path("favicon.ico", RedirectView.as_view(url=static("portal/icon.svg"), permanent=True), name="favicon"),
     path("admin/", admin.site.urls),
     path("manage/v1/", include("tenants.urls")),
     path("manage/v1/", include("keys.urls")),

@@ -12,6 +12,8 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.timezone import now
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
 from audit.admin import ReadOnlyAdmin, ask_reason
 from audit.models import LoggedPrompt
@@ -34,7 +36,7 @@ class KeyForm(WhichModelsForm):
 
     scopes = forms.MultipleChoiceField(
         choices=[(scope, f"{scope}: {', '.join(doors)}") for scope, doors in DOORS.items()],
-        widget=forms.CheckboxSelectMultiple,
+        widget=UnfoldAdminCheckboxSelectMultipleWidget,
         required=False,
         help_text="What it may ask for. None chosen: everything.",
     )
@@ -81,7 +83,7 @@ class StateFilter(admin.SimpleListFilter):
                 return queryset
 
 
-class SecretInline(admin.TabularInline):
+class SecretInline(TabularInline):
     """What is known of a key's secrets: never the secret, and no digest either."""
 
     model = KeySecret
@@ -106,7 +108,7 @@ class SecretInline(admin.TabularInline):
         return False
 
 
-class IssuedOnce(admin.ModelAdmin):
+class IssuedOnce(ModelAdmin):
     """Keys whose secret the page after the form shows, once; ``save_model`` leaves it at the request."""
 
     issued = "Key issued"
@@ -197,7 +199,7 @@ class ApiKeyAdmin(KeyActions, IssuedOnce):
 class ManagementKeyForm(forms.ModelForm):
     scopes = forms.MultipleChoiceField(
         choices=[(scope, f"{scope}: {what}") for scope, what in SCOPES.items()],
-        widget=forms.CheckboxSelectMultiple,
+        widget=UnfoldAdminCheckboxSelectMultipleWidget,
     )
 
     class Meta:
@@ -252,7 +254,7 @@ class ManagementKeyAdmin(IssuedOnce):
 
 
 @admin.register(PolicyRule)
-class PolicyRuleAdmin(admin.ModelAdmin):
+class PolicyRuleAdmin(ModelAdmin):
     """What clients may ask of Ollama, for everybody, a tenant or a key."""
 
     fields = ["tenant", "key", "option", "allowed", "minimum", "maximum", "default_value"]
@@ -287,7 +289,7 @@ class PolicyRuleAdmin(admin.ModelAdmin):
 
 
 @admin.register(AnonymousAccess)
-class AnonymousAccessAdmin(admin.ModelAdmin):
+class AnonymousAccessAdmin(ModelAdmin):
     """Whom tenants let in without a key. A door is closed, never deleted: its key is in the books."""
 
     fields = ["tenant", "enabled", "models", *ANONYMOUS_LIMITS, "warning_percent"]
@@ -311,7 +313,7 @@ class AnonymousAccessAdmin(admin.ModelAdmin):
 
 
 @admin.register(PromptRules)
-class PromptRulesAdmin(admin.ModelAdmin):
+class PromptRulesAdmin(ModelAdmin):
     """Who may read what is kept of a tenant's calls, and what is left out of it."""
 
     fields = ["tenant", "readers", "redactions"]

@@ -9,13 +9,14 @@ from uuid import UUID
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.contrib.admin.widgets import AdminSplitDateTime
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.views.decorators.debug import sensitive_variables
+from unfold.admin import ModelAdmin
+from unfold.widgets import UnfoldAdminSplitDateTimeWidget
 
 from keys import effects, services
 from keys.above import above
@@ -32,7 +33,9 @@ class ReasonForm(forms.Form):
 
 class EndForm(forms.Form):
     expires_at = forms.SplitDateTimeField(
-        label="Expires at", widget=AdminSplitDateTime, help_text="From this moment the keys are refused."
+        label="Expires at",
+        widget=UnfoldAdminSplitDateTimeWidget,
+        help_text="From this moment the keys are refused.",
     )
 
 
@@ -45,7 +48,7 @@ class RotationForm(forms.Form):
     )
 
 
-class KeyActions(admin.ModelAdmin):  # type: ignore[type-arg]  # the parameter is in the stubs only
+class KeyActions(ModelAdmin):
     """The actions of the list of keys, and what the page of a key has besides its form."""
 
     actions = ["revoke", "disable", "enable", "expire"]

@@ -1,25 +1,94 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from django.contrib import admin
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest
+from unfold.admin import ModelAdmin
 
 from proxy import services
 from proxy.models import ModelAlias, Upstream
+from proxy.nodes import Node, nodes, version_of
+from tenants.redis import RedisError
+
+UNKNOWN = "unknown: Redis cannot be asked"
+
+
+def _asked() -> list[Node]:
+    try:
+        return nodes()
+    except RedisError:
+        return []
+
+
+def _nodes(request: HttpRequest) -> dict[Any, Node]:
+    """How the upstreams are, by id, as one page tells it."""
+    if not hasattr(request, "told_nodes"):
+        request.told_nodes = {one.upstream.pk: one for one in _asked()}  # type: ignore[attr-defined]
+    told: dict[Any, Node] = request.told_nodes  # type: ignore[attr-defined]
+    return told
+
+
+def _columns(told: dict[Any, Node]) -> list[Callable[[Upstream], Any]]:
+    @admin.display(description="health", empty_value=UNKNOWN)
+    def health(obj: Upstream) -> str | None:
+        return str(told[obj.pk].health) if obj.pk in told else None
+
+    @admin.display(description="models")
+    def models(obj: Upstream) -> int | None:
+        return len(told[obj.pk].models) if obj.pk in told else None
+
+    @admin.display(description="running calls")
+    def running(obj: Upstream) -> int | None:
+        return told[obj.pk].running if obj.pk in told else None
+
+    @admin.display(description="listed its models")
+    def listed(obj: Upstream) -> str | None:
+        age = told[obj.pk].age if obj.pk in told else None
+        return None if age is None else f"{age:.0f} s ago"
+
+    return [health, models, running, listed]
 
 
 @admin.register(Upstream)
-class UpstreamAdmin(admin.ModelAdmin):
+class UpstreamAdmin(ModelAdmin):
     """Ollama servers; a change is in force with the next poll, at the latest."""
 
-    list_display = ["name", "base_url", "enabled", "created_at"]
     list_filter = ["enabled"]
     search_fields = ["name", "base_url"]
     show_full_result_count = False
 
+    def get_list_display(self, request: HttpRequest) -> list[Any]:
+        """Columns that know how all upstreams are: they are asked for once, and not row by row."""
+        told = _nodes(request)
+        return ["name", "base_url", "enabled", *_columns(told)]
+
+    def get_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
+        chosen = ["name", "base_url", "enabled"]
+        return [*chosen, "health", "installed", "version", "created_at"] if obj else chosen
+
+    @admin.display(description="health")
+    def health(self, obj: Upstream) -> str:
+        node = next((one for one in _asked() if one.upstream.pk == obj.pk), None)
+        if node is None:
+            return UNKNOWN
+        listed = "too long ago to count" if node.age is None else f"{node.age:.0f} s ago"
+        return f"{node.health}; listed its models {listed}; {node.running} calls run there"
+
+    @admin.display(description="models it listed")
+    def installed(self, obj: Upstream) -> str:
+        node = next((one for one in _asked() if one.upstream.pk == obj.pk), None)
+        return ", ".join(node.models) if node and node.models else "none that are known now"
+
+    @admin.display(description="version of Ollama, asked now")
+    def version(self, obj: Upstream) -> str:
+        return version_of(obj)
+
     def get_readonly_fields(self, request: HttpRequest, obj: Upstream | None = None) -> list[str]:
-        return ["name"] if obj else []
+        return ["name", "health", "installed", "version", "created_at"] if obj else []
 
     def save_model(self, request: HttpRequest, obj: Upstream, form: ModelForm, change: bool) -> None:
         services.save_upstream(upstream=obj, actor=str(request.user))
@@ -33,7 +102,7 @@ class UpstreamAdmin(admin.ModelAdmin):
 
 
 @admin.register(ModelAlias)
-class ModelAliasAdmin(admin.ModelAdmin):
+class ModelAliasAdmin(ModelAdmin):
     """Other names for installed models."""
 
     list_display = ["alias", "model", "tenant"]

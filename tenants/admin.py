@@ -11,6 +11,8 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from unfold.admin import ModelAdmin
+from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
 from audit.admin import AuditedAdmin, ask_reason
 from tenants import generations, services
@@ -32,6 +34,9 @@ class GroupAdmin(AuditedAdmin, DjangoGroupAdmin):
 class UserAdmin(AuditedAdmin, DjangoUserAdmin):
     """People who sign in. They are made inactive, not deleted: the books name them."""
 
+    form = UserChangeForm
+    add_form = UserCreationForm
+    change_password_form = AdminPasswordChangeForm
     list_display = ["username", "email", "is_active", "is_staff", "is_superuser", "last_login"]
     show_full_result_count = False
 
@@ -61,7 +66,7 @@ class TenantForm(WhichModelsForm):
 
 
 @admin.register(Tenant)
-class TenantAdmin(admin.ModelAdmin):
+class TenantAdmin(ModelAdmin):
     """Tenants are suspended, not deleted: the books name them."""
 
     form = TenantForm
@@ -124,7 +129,7 @@ class TenantAdmin(admin.ModelAdmin):
 
 
 @admin.register(Team)
-class TeamAdmin(admin.ModelAdmin):
+class TeamAdmin(ModelAdmin):
     """Members of a tenant who share a budget."""
 
     list_display = ["name", "tenant"]
@@ -152,7 +157,7 @@ class TeamAdmin(admin.ModelAdmin):
 
 
 @admin.register(Member)
-class MemberAdmin(admin.ModelAdmin):
+class MemberAdmin(ModelAdmin):
     """A user's place in a tenant; of the team only those of the same tenant are taken."""
 
     list_display = ["user", "tenant", "team", "role"]
@@ -208,7 +213,7 @@ class MemberAdmin(admin.ModelAdmin):
 
 
 @admin.register(ServiceAccount)
-class ServiceAccountAdmin(admin.ModelAdmin):
+class ServiceAccountAdmin(ModelAdmin):
     """Programs of tenants that have keys of their own. Closing one revokes its keys."""
 
     fields = ["tenant", "name", "team", "created_at", "closed_at"]

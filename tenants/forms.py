@@ -7,6 +7,7 @@ from typing import Any, ClassVar, cast
 
 from django import forms
 from django.core.exceptions import ValidationError
+from unfold.widgets import UnfoldAdminRadioSelectWidget, UnfoldAdminTextareaWidget
 
 
 class WhichModelsForm(forms.ModelForm):  # type: ignore[type-arg]  # the parameter is in the stubs only
@@ -21,10 +22,10 @@ class WhichModelsForm(forms.ModelForm):  # type: ignore[type-arg]  # the paramet
     silence: ClassVar[str]
     allow_all_when_silent: ClassVar[bool | None]
 
-    may_call = forms.ChoiceField(widget=forms.RadioSelect)
+    may_call = forms.ChoiceField(widget=UnfoldAdminRadioSelectWidget)
     listed = forms.CharField(
         label="Listed models",
-        widget=forms.Textarea(attrs={"rows": 4}),
+        widget=UnfoldAdminTextareaWidget(attrs={"rows": 4}),
         required=False,
         help_text="One on each line, such as llama3.2:latest. An empty list allows none.",
     )

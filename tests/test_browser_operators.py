@@ -26,7 +26,7 @@ def test_an_operator_is_led_to_the_admin_after_signing_in(page, operator):
     sign_in(page, operator, "/admin/")
 
     expect(page).to_have_url(re.compile("/admin/$"))
-    expect(page.get_by_role("link", name="API keys").first).to_be_visible()
+    expect(page.get_by_role("link", name="Keys", exact=True)).to_be_visible()
 
 
 def test_a_key_that_is_revoked_in_the_admin_is_cut_off_while_it_streams(house, page, operator):

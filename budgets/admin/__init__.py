@@ -9,7 +9,9 @@ from budgets.admin import (
     notices,
     prices,
     raises,
+    requests,
     switches,
+    tenants,
     verifications,
 )
 
@@ -22,6 +24,8 @@ __all__ = [
     "notices",
     "prices",
     "raises",
+    "requests",
     "switches",
+    "tenants",
     "verifications",
 ]

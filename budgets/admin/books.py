@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from django.contrib import admin
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
 
 from audit.admin import ReadOnlyAdmin
+from audit.growing import GrowingList, among_newest, narrowing, uuid_in, when
+from budgets.admin.finding import FINDS, calls_found, tenant_called
 from budgets.admin.limits import told
 from budgets.models import (
     BudgetPeriod,
@@ -21,18 +23,36 @@ from tenants.models import Tenant
 
 
 @admin.register(LedgerEntry)
-class LedgerEntryAdmin(ReadOnlyAdmin):
-    """The truth; nobody changes it. Search: id of a request, tenant or key, or name of a model."""
+class LedgerEntryAdmin(GrowingList, ReadOnlyAdmin):
+    """The truth; nobody changes it."""
 
-    id_fields = ("request_id", "tenant_id", "key_id")
+    newest_by = "ended_at"
     list_display = [
         "ended_at", "kind", "tenant", "key", "model", "input_tokens", "output_tokens", "gpu_ms",
         "cost_micro_usd", "exact", "estimator", "outcome",
     ]  # fmt: skip
-    list_filter = ["kind", "exact", "late", "on_credit", "operation"]
-    # Not "model__exact": Django takes that for the field ``exact``.
-    search_fields = ["=model"]
+    list_filter = [
+        narrowing("tenant_id", "tenant"),
+        narrowing("key_id", "key"),
+        when("ended_at"),
+        among_newest("kind", "kind", {kind: (kind, Q(kind=kind)) for kind in LedgerEntry.Kind.values}),
+        among_newest(
+            "marked",
+            "mark",
+            {
+                "estimated": ("Estimated", Q(exact=False)),
+                "late": ("Settled late", Q(late=True)),
+                "credit": ("On credit", Q(on_credit=True)),
+                "unpriced": ("Without a price", Q(price_id=None)),
+            },
+        ),
+    ]
+    search_help_text = FINDS
+    compared = ("model", "run", "outcome", "tenant", "key")
     readonly_fields = ["explained"]
+
+    def found(self, rows: QuerySet[LedgerEntry], term: str) -> QuerySet[LedgerEntry] | None:
+        return calls_found(rows, term)
 
     @admin.display(description="how its cost came about", empty_value="-")
     def explained(self, obj: LedgerEntry) -> str | None:
@@ -45,36 +65,63 @@ class LedgerEntryAdmin(ReadOnlyAdmin):
 
 
 @admin.register(UsageRollup)
-class UsageRollupAdmin(ReadOnlyAdmin):
-    """The ledger by the hour. Search: id of a tenant or key, or name of a model."""
+class UsageRollupAdmin(GrowingList, ReadOnlyAdmin):
+    """The ledger by the hour."""
 
-    id_fields = ("tenant_id", "key_id")
+    newest_by = "hour_start"
     list_display = [
         "hour_start", "tenant", "key", "model", "operation", "requests", "input_tokens", "output_tokens",
         "gpu_ms", "cost_micro_usd",
     ]  # fmt: skip
-    search_fields = ["model__exact"]
+    list_filter = [narrowing("tenant_id", "tenant"), when("hour_start")]
+    search_help_text = "Slug or id of a tenant, or a whole model, key or operation"
+    compared = ("model", "key", "operation")
+
+    def found(self, rows: QuerySet[UsageRollup], term: str) -> QuerySet[UsageRollup] | None:
+        tenant = tenant_called(term)
+        return None if tenant is None else rows.filter(tenant_id=tenant)
 
 
 @admin.register(BudgetPeriod)
-class BudgetPeriodAdmin(ReadOnlyAdmin):
-    """What the ledger says of each budget and period. Search: the whole id of a budget."""
+class BudgetPeriodAdmin(GrowingList, ReadOnlyAdmin):
+    """What the ledger says of each budget and period."""
 
-    id_fields = ("budget_id",)
-    list_display = ["budget_id", "period_start", "period_end", "used", "refused"]
-    search_fields = ["budget_id"]
+    newest_by = "period_end"
+    list_display = ["budget_id", "run", "period_start", "period_end", "used", "refused"]
+    list_filter = [when("period_end")]
+    search_help_text = "Whole id of a budget, or a whole run"
+    compared = ("run",)
+
+    def found(self, rows: QuerySet[BudgetPeriod], term: str) -> QuerySet[BudgetPeriod] | None:
+        budget_id = uuid_in(term)
+        return rows.filter(budget_id=budget_id) if budget_id else None
 
 
 @admin.register(PeriodClosing)
-class PeriodClosingAdmin(ReadOnlyAdmin):
-    """What periods came to that are over. Search: the whole id of a budget or a tenant."""
+class PeriodClosingAdmin(GrowingList, ReadOnlyAdmin):
+    """What periods came to that are over."""
 
-    id_fields = ("budget_id", "tenant_id")
+    newest_by = "period_end"
     list_display = [
         "budget", "period_start", "period_end", "limit_told", "used", "late", "refused", "closed_at",
     ]  # fmt: skip
-    list_filter = ["shadow", "unit"]
-    search_fields = ["budget_id"]
+    list_filter = [
+        narrowing("tenant_id", "tenant"),
+        when("period_end"),
+        among_newest(
+            "over",
+            "outcome",
+            {"over": ("Refused calls", Q(refused__gt=0)), "shadow": ("Shadow", Q(shadow=True))},
+        ),
+    ]
+    search_help_text = "Slug or id of a tenant, or the whole id of a budget"
+    compared = ("budget__startswith",)
+
+    def found(self, rows: QuerySet[PeriodClosing], term: str) -> QuerySet[PeriodClosing] | None:
+        tenant, budget_id = tenant_called(term), uuid_in(term)
+        if tenant is not None:
+            return rows.filter(tenant_id=tenant)
+        return rows.filter(budget_id=budget_id) if budget_id else None
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[PeriodClosing]:
         return super().get_queryset(request).prefetch_related("late_usage")

@@ -15,6 +15,7 @@ from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path
+from unfold.admin import ModelAdmin
 
 from audit.admin import ReadOnlyAdmin
 from budgets import price_proposals, price_report, services
@@ -32,7 +33,7 @@ HOURS_IN_THIRTY_DAYS = 720
 
 
 @admin.register(UpstreamCost)
-class UpstreamCostAdmin(admin.ModelAdmin):
+class UpstreamCostAdmin(ModelAdmin):
     """What upstreams cost, and the report of a month. A cost is not changed: another one starts later."""
 
     fields = COST_FIELDS

@@ -11,6 +11,8 @@ from django.core.exceptions import ValidationError
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.timezone import now
+from unfold.admin import ModelAdmin
+from unfold.widgets import UnfoldAdminTextInputWidget
 
 from audit.admin import ask_reason
 from budgets import limits, services
@@ -33,7 +35,9 @@ class BudgetForm(forms.ModelForm):
     """A budget whose period is written as people write it."""
 
     length = forms.CharField(
-        label="Period", help_text="hour, day, week, month, year, lifetime, or a length such as 90m, 36h, 30d."
+        label="Period",
+        widget=UnfoldAdminTextInputWidget,
+        help_text="hour, day, week, month, year, lifetime, or a length such as 90m, 36h, 30d.",
     )
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -69,7 +73,7 @@ def told(limit: int | None) -> str:
     return str(limit) if limit else "0, lets nothing through"
 
 
-class ScopedAdmin(admin.ModelAdmin):
+class ScopedAdmin(ModelAdmin):
     """Settings of one scope. Of one that exists what says whose it is stays: another scope is another row."""
 
     changeable: tuple[str, ...] = ("limit",)
@@ -182,7 +186,7 @@ class HoldingFilter(admin.SimpleListFilter):
 
 
 @admin.register(BudgetRaise)
-class BudgetRaiseAdmin(admin.ModelAdmin):
+class BudgetRaiseAdmin(ModelAdmin):
     """More of a budget until a moment. A raise is not changed: it is taken back, and another one granted."""
 
     fields = (*RAISE_FIELDS, "granted_by", "granted_at", "taken_back_at")
@@ -220,7 +224,7 @@ class BudgetRaiseAdmin(admin.ModelAdmin):
 
 
 @admin.register(OutageCredit)
-class OutageCreditAdmin(admin.ModelAdmin):
+class OutageCreditAdmin(ModelAdmin):
     """What each process may lend a tenant while Redis cannot be asked; 0 takes it back."""
 
     fields = ["tenant", "tokens"]

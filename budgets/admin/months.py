@@ -13,6 +13,7 @@ from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.utils.html import format_html
+from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget, UnfoldBooleanSwitchWidget
 
 from audit.admin import ReadOnlyAdmin, ask_reason
 from budgets.models import ArchivedMonth, ClosedMonth, Statement
@@ -33,10 +34,17 @@ from tenants.redis import RedisError
 class WhichMonthForm(forms.Form):
     """A tenant and a month of its."""
 
-    tenant = forms.ModelChoiceField(Tenant.objects.order_by("slug"), to_field_name="slug")
-    month = forms.CharField(widget=forms.TextInput(attrs={"type": "month", "placeholder": "2026-10"}))
+    tenant = forms.ModelChoiceField(
+        Tenant.objects.order_by("slug"), to_field_name="slug", widget=UnfoldAdminSelectWidget
+    )
+    month = forms.CharField(
+        widget=UnfoldAdminTextInputWidget(attrs={"type": "month", "placeholder": "2026-10"})
+    )
     despite_parked = forms.BooleanField(
-        required=False, label="Leave parked records out", help_text="Booked later, they are late usage."
+        required=False,
+        label="Leave parked records out",
+        widget=UnfoldBooleanSwitchWidget,
+        help_text="Booked later, they are late usage.",
     )
 
     def clean_month(self) -> Any:

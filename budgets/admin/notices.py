@@ -9,6 +9,8 @@ from django.contrib import admin, messages
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
+from unfold.admin import ModelAdmin
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
 from audit.admin import ReadOnlyAdmin
 from budgets import deliveries, notices, services, webhooks
@@ -29,12 +31,12 @@ class RecipientForm(forms.ModelForm):
         choices=[choice for choice in Happening.choices if choice[0] != Happening.TEST],
         initial=happenings_told_of,
         required=False,
-        widget=forms.CheckboxSelectMultiple,
+        widget=UnfoldAdminCheckboxSelectMultipleWidget,
     )
 
 
 @admin.register(Recipient)
-class RecipientAdmin(admin.ModelAdmin):
+class RecipientAdmin(ModelAdmin):
     """Who is told of what. Adding a webhook shows the secret it is signed with, that one time."""
 
     form = RecipientForm

@@ -163,14 +163,16 @@ class Live {
   }
 }
 
-// New content, with what was ticked and where the keyboard was.
+// New content, with what was ticked and opened and where the keyboard was.
 function replace(part, html) {
   const ticked = new Set([...part.querySelectorAll("input:checked")].map(nameOf));
+  const opened = new Set([...part.querySelectorAll("details[open] > summary")].map((one) => one.textContent));
   const focused = part.contains(document.activeElement) ? nameOf(document.activeElement) : null;
   part.innerHTML = html;
   for (const one of part.querySelectorAll("input, button, a[href], summary")) {
     const name = nameOf(one);
     if (one.type === "checkbox" && ticked.has(name)) one.checked = true;
+    if (one.tagName === "SUMMARY" && opened.has(one.textContent)) one.parentElement.open = true;
     if (name === focused) one.focus({ preventScroll: true });
   }
 }
