@@ -12,6 +12,8 @@ HAPPENINGS = [
     ("shadow_refused", "a shadow budget would have refused a call"),
     ("period_closed", "a period of a budget is over"),
     ("raise_ended", "a raise of a budget is over"),
+    ("raise_requested", "somebody asks for more of a budget"),
+    ("raise_decided", "a request for more of a budget was answered"),
     ("kill_switch_armed", "a kill switch stops calls"),
     ("kill_switch_lifted", "a kill switch no longer stops calls"),
     ("key_expires", "a key expires soon"),
@@ -41,7 +43,7 @@ def tell_nobody(apps, schema_editor):
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("budgets", "0028_key_expiry"),
+        ("budgets", "0026_refusals_are_explained"),
         ("audit", "0009_audit_checks"),
     ]
 

@@ -40,7 +40,7 @@ def tell_nobody(apps, schema_editor):
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("budgets", "0028_key_expiry"),
+        ("budgets", "0025_key_expiry"),
         ("tenants", "0010_preferences"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]

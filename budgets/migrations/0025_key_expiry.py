@@ -10,7 +10,7 @@ import budgets.models.notices
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("budgets", "0026_running_calls_tell_more"),
+        ("budgets", "0024_running_calls_tell_more"),
         ("tenants", "0007_service_accounts"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
