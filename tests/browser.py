@@ -135,7 +135,7 @@ class Browser:
             self.faults.append(f"{request.method} {request.url}: {request.failure}")
 
     def _answered(self, response: Response) -> None:
-        # Pages that say no are what some tests are about; pages that fail are not, and parts have to be there.
+        # Some tests are about pages that say no. Pages must not fail, and their parts have to be there.
         is_page = response.request.resource_type == "document"
         if response.status >= (500 if is_page else 400):
             self.faults.append(f"{response.request.method} {response.url}: {response.status}")

@@ -66,6 +66,17 @@ def test_whatever_goes_wrong_on_a_page_is_a_fault_of_the_test(browser, body, hea
         browser.forgive(fault)
 
 
+@pytest.mark.parametrize(("status", "is_a_fault"), [(404, False), (500, True)])
+def test_a_page_may_say_no_and_must_not_fail(browser, status, is_a_fault):
+    page = browser.open("http://made.up")
+    page.route("http://made.up/", lambda route: route.fulfill(status=status, body="Sorry"))
+
+    page.goto("/")
+
+    assert browser.faults == ([f"GET http://made.up/: {status}"] if is_a_fault else [])
+    browser.forgive("500")
+
+
 @pytest.mark.parametrize(
     ("body", "finding"),
     [
