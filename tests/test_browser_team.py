@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from django.core.cache import cache
 from django.utils.timezone import now
@@ -63,7 +64,7 @@ def link_in(mail: MailServer) -> str:
     return found[1]
 
 
-def test_from_the_mail_with_an_invitation_into_the_portal(
+def test_from_the_mail_with_an_invitation_to_the_first_answer_in_two_minutes(
     page: Page, browser: Browser, house: House, owner: User, mail: MailServer
 ) -> None:
     mail.mails.clear()
@@ -74,6 +75,7 @@ def test_from_the_mail_with_an_invitation_into_the_portal(
     expect(page.get_by_text("An invitation was sent to mia@example.org.")).to_be_visible()
     expect(page.get_by_role("row", name="mia@example.org")).to_be_visible()
 
+    began = time.monotonic()
     mias = browser.open(house.gateway.url)
     mias.goto(link_in(mail))
     expect(mias).to_have_url(re.compile(r"/account/invitation/$"))
@@ -86,6 +88,21 @@ def test_from_the_mail_with_an_invitation_into_the_portal(
     expect(mias).to_have_url(re.compile(r"/portal/acme/$"))
     expect(mias.get_by_text("Welcome to ACME.")).to_be_visible()
     assert Member.objects.get(user__username="mia").role == "member"
+
+    mias.goto("/portal/acme/keys/new/")
+    mias.get_by_label("Name").fill("laptop")
+    mias.get_by_role("button", name="Create and show the secret").click()
+    answer = httpx.post(
+        f"{house.gateway.url}/api/chat",
+        json={"model": "tiny:1b", "stream": False, "messages": [{"role": "user", "content": "hello"}]},
+        headers={"Authorization": f"Bearer {mias.locator('#secret').inner_text()}"},
+        timeout=30,
+        trust_env=False,
+    )
+
+    assert answer.status_code == 200
+    assert answer.json()["message"]["content"]
+    assert time.monotonic() - began < 120
 
 
 def test_a_link_whose_time_is_over_says_what_to_do(page: Page, house: House, owner: User) -> None:
