@@ -31,6 +31,7 @@ SHARED = {
     "tenants.User": (WRITE, "people are of no tenant; their place in one, Member, is"),
     "tenants.User_groups": (READ, "what operators may do"),
     "tenants.User_user_permissions": (READ, "what operators may do"),
+    "tenants.KeptAnswer": (WRITE, "found by who asked, and says nothing of a tenant but to them"),
     "tenants.Generation": (WRITE, "how often settings changed, raised by whoever changes them"),
     "proxy.Upstream": (READ, "where calls go is the platform's"),
     "budgets.Estimate": (READ, "bytes per token of a model, from the calls of all"),
@@ -50,7 +51,6 @@ OF_THE_SYSTEM = {
     "budgets.PriceProposal": "what operators decide about prices",
     "budgets.Verification": "whether the books of all agree",
     "budgets.RunningCall": "lies in Redis",
-    "tenants.KeptAnswer": "answers to anybody, found by who asked",
 }
 
 
