@@ -44,6 +44,8 @@ KEYWORDS = {
     "pgettext_lazy": ((1, "c"), 2),
     "npgettext": ((1, "c"), 2, 3),
 }
+# Templates of the admin, and of what it is built on.
+OF_OPERATORS = {"admin", "unfold"}
 INDENTED = re.compile(r"^[ \t]+", re.MULTILINE)
 OF_ALLAUTH = re.compile(r"(templates/)?(allauth|account|mfa|socialaccount|usersessions)/")
 UNIVERSAL = {"Tollgate", "UTC", "USD", "CSV", "PDF", "SHA", "doctype", "html", "ms"}
@@ -87,7 +89,7 @@ def sources() -> Iterator[Path]:
                 yield path
     for suffix in ("*.html", "*.txt"):
         for path in sorted((ROOT / "templates").rglob(suffix)):
-            if "admin" not in path.relative_to(ROOT).parts:
+            if not OF_OPERATORS & set(path.relative_to(ROOT).parts):
                 yield path
 
 
