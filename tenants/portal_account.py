@@ -13,7 +13,7 @@ from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
 from django.urls import path
 from django.utils import translation
@@ -59,7 +59,7 @@ class AccountForm(forms.ModelForm):  # type: ignore[type-arg]  # the parameter i
 def account(request: HttpRequest) -> HttpResponse:
     """Everything about oneself on one page, and the way to where each is changed."""
     # A row of its own: a form fills in what was asked for, also when it refuses it.
-    user = User.objects.get(pk=request.user.pk)
+    user = _row_of(request)
     form = AccountForm(request.POST or None, instance=user)
     if form.is_valid():
         changed = change_person(user=user, actor=str(user), **form.cleaned_data)
@@ -83,15 +83,20 @@ def account(request: HttpRequest) -> HttpResponse:
 
 @login_required
 @transaction.atomic
-def email(request: HttpRequest) -> HttpResponse:
+def email(request: HttpRequest) -> HttpResponseBase:
     """allauth's page, once it knows of the address that whoever added the person entered.
 
     It would take that for a change that was never confirmed, and forget it with
     the next one.
     """
-    _note_address(User.objects.get(pk=request.user.pk))
-    answer: HttpResponse = email_page(request)
-    return answer
+    _note_address(_row_of(request))
+    return email_page(request)
+
+
+def _row_of(request: HttpRequest) -> User:
+    """The person who asks, read anew; the page is for people who are signed in."""
+    assert isinstance(request.user, User)  # noqa: S101 - tells the type checker
+    return User.objects.get(pk=request.user.pk)
 
 
 def _note_address(user: User) -> None:

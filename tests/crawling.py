@@ -228,7 +228,9 @@ class Belongings(dict[str, Any]):
             statement=statement.number, export=export.pk, export_link=export.link,
             audit_event=AuditEvent.objects.filter(tenant_id=tenant.pk).latest("pk").pk,
         )  # fmt: skip
-        self |= {model._meta.model_name: _one_of(model, tenant) for model in apps.get_models()} | dict(self)
+        self |= {str(model._meta.model_name): _one_of(model, tenant) for model in apps.get_models()} | dict(
+            self
+        )
 
     @property
     def marks(self) -> list[str]:

@@ -7,7 +7,7 @@ from django.db.transaction import TransactionManagementError
 from django.urls import reverse
 from django.utils.timezone import now
 
-from audit.admin import NewestPaginator
+from audit.growing import NewestPaginator
 from audit.models import AuditEvent, RequestEvent
 from audit.recording import person_at_the_shell, record
 

@@ -102,7 +102,7 @@ class Visitor:
             sent, kind = json.dumps(body or {}, default=str), "application/json"
         else:
             sent, kind = urlencode(body or {}), "application/x-www-form-urlencoded"
-        extra = {} if method == "GET" else {"data": sent, "content_type": kind}
+        extra: dict[str, Any] = {} if method == "GET" else {"data": sent, "content_type": kind}
         answer: Any = self.browser.generic(method, address, headers=dict(self.headers), **extra)
         content = b"" if answer.streaming else answer.content
         return answer.status_code, answer.headers.get("Location", ""), content.decode(errors="replace")

@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ from tests.test_streams import open_raw
 SWITCHES = "/live/admin/kill-switches/"
 LIVE = Path(__file__).resolve().parent.parent / "docs" / "live.md"
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+
+
+def has_switch(name: str, told: dict[str, Any]) -> bool:
+    return name in told["parts"]["switches"]
 
 
 @pytest.fixture
@@ -321,11 +326,11 @@ def test_whoever_is_behind_with_reading_gets_the_newest_and_not_all_that_was(
         ) as slow,
     ):
         message(slow)
-        said = []
+        said: list[Any] = []
         for number in range(6):
             arm_kill_switch(scope="upstream", upstream=f"gpu-{number}", actor="otto", reason=120_000 * "x")
-            message_until(quick, lambda told, number=number: f"gpu-{number}" in told["parts"]["switches"])
-        while not any("gpu-5" in one["parts"]["switches"] for one in said):
+            message_until(quick, partial(has_switch, f"gpu-{number}"))
+        while not any(has_switch("gpu-5", one) for one in said):
             said.append(message(slow))
 
     # One lay ready, and one was under way.

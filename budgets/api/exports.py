@@ -142,8 +142,8 @@ def _order(user: User | Program, given: Any) -> Order:
         raise ValidationError(
             {"non_field_errors" if name == "__all__" else name: found for name, found in form.errors.items()}
         )
-    whose = _tenant_of_program if isinstance(user, Program) else _tenant
-    return form.order(whose(user, form.cleaned_data["tenant"]))
+    slug = form.cleaned_data["tenant"]
+    return form.order(_tenant_of_program(user, slug) if isinstance(user, Program) else _tenant(user, slug))
 
 
 def _tenant_of_program(program: Program, slug: str) -> Tenant | None:
