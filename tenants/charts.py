@@ -408,7 +408,9 @@ class Chart:
         known = [[max(value or 0, 0) for value in one.values] for one in self.series]
         together = sum if self.kind == Kind.BARS else max
         highest: list[int] = [together(values) for values in zip(*known, strict=True)]
-        return max([1, *highest, *([self.limit.value] if self.limit else [])])
+        reached = max([*highest, *([self.limit.value] if self.limit else [])], default=0)
+        # Where all is zero the grid reaches one unit, not the least part of one.
+        return reached or 10**self.measure.places
 
     def _share(self, value: int | None) -> float:
         """Per cent of the height of the plot."""

@@ -102,6 +102,12 @@ def test_a_zero_can_be_seen_and_is_told_apart_from_no_data() -> None:
     ]
 
 
+def test_a_grid_over_nothing_but_zeros_reaches_one_unit() -> None:
+    grid = [line.text for line in a_chart([0, 0, None, 0], measure=USD).grid]
+
+    assert grid == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+
+
 def test_bars_of_one_hour_stand_on_each_other() -> None:
     drawing = drawn(a_chart([30, 0, 0, 0], [10, 0, 0, 0], [20, 0, 0, 0]))
 
