@@ -3,7 +3,8 @@
 Of any call there is a ``RequestEvent``; of one that was refused before it was
 admitted also a ``RefusedCall`` with these values, for as long as those are
 kept. The questions are those of ``proxy.admission.admit``. The portal shows
-this to the people of the tenant and the admin to operators.
+this to the people of the tenant and the admin to operators, of calls that were
+let through as well.
 """
 
 from __future__ import annotations
@@ -80,8 +81,9 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """A call that got an error instead of an answer, question by question.
+    """A call, question by question.
 
+    ``reason``: why it got an error instead of an answer; None: it got none.
     ``limits`` are those that were asked, from the platform down; empty when the
     call did not get so far. ``switches`` are the kill switches that were on
     then, of the kind that stopped it. ``models``: what the key could call then;
@@ -91,7 +93,7 @@ class Explained:
     """
 
     event: RequestEvent
-    reason: Reason
+    reason: Reason | None
     questions: list[Question]
     limits: list[Limit]
     switches: list[KillSwitch]
@@ -117,7 +119,7 @@ def explain_refusal(
     keys. A call that nobody knows looks like somebody else's.
     """
     event = event_of(request_id, tenant_id=tenant_id, member_id=member_id)
-    return _explained(event) if event is not None and event.refusal else None
+    return explain_call(event) if event is not None and event.refusal else None
 
 
 def event_of(
@@ -132,17 +134,17 @@ def event_of(
     return events.first()
 
 
-def _explained(event: RequestEvent) -> Explained:
+def explain_call(event: RequestEvent) -> Explained:
+    """How each question was answered for any call; of one that was let through no values are kept."""
     admitted = event.admitted_at is not None
-    reason = reason_of(event.refusal)
+    reason = reason_of(event.refusal) if event.refusal else None
     kept = None if admitted else RefusedCall.objects.filter(pk=event.request_id).first()
     facts: dict[str, Any] = {} if kept is None else kept.facts
     expires_ms = facts.get("expires_at_ms")
-    said_no = Asked.ANSWER if admitted else reason.asked
     return Explained(
         event=event,
         reason=reason,
-        questions=list(_questions(event.refusal, said_no)),
+        questions=list(_questions(event, reason)),
         limits=_limits(facts.get("limits", ())),
         switches=_switches(event),
         models=facts.get("models", []),
@@ -154,17 +156,23 @@ def _explained(event: RequestEvent) -> Explained:
     )
 
 
-def _questions(code: str, said_no: Asked) -> Iterator[Question]:
+def _questions(event: RequestEvent, reason: Reason | None) -> Iterator[Question]:
+    said_no = Asked.ANSWER if event.admitted_at is not None or reason is None else reason.asked
     for asked, text in QUESTIONS.items():
         if asked == said_no:
-            answer = Answer.NO
+            answer = Answer.NO if reason is not None else _to_the_end(event)
         elif asked > said_no:
             answer = Answer.NOT_ASKED
-        elif code in ANYWHERE and asked > Asked.REQUEST:
+        elif event.refusal in ANYWHERE and event.admitted_at is None and asked > Asked.REQUEST:
             answer = Answer.UNTOLD
         else:
             answer = Answer.YES
         yield Question(asked, text, answer)
+
+
+def _to_the_end(event: RequestEvent) -> Answer:
+    # Of a call whose caller left, nobody knows whether the model server had come to the end.
+    return Answer.YES if event.outcome == "completed" else Answer.UNTOLD
 
 
 def _limits(noted: Any) -> list[Limit]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -20,10 +21,12 @@ from audit.growing import span_of
 from audit.models import AuditEvent, RequestEvent
 from audit.recording import record
 from benchmarks import ledger_rows
-from budgets import ledger
+from budgets import ledger, refused_calls
 from budgets.admin.finding import keys_called
-from budgets.models import BudgetPeriod, LedgerEntry, PeriodClosing, UsageRollup
-from budgets.services import set_budget, set_price
+from budgets.models import Budget, BudgetPeriod, KillSwitch, LedgerEntry, PeriodClosing, UsageRollup
+from budgets.refusal_explained import Answer, explain_call, explain_refusal
+from budgets.refusal_reasons import Asked
+from budgets.services import arm_kill_switch, set_budget, set_price
 from keys.services import issue_key, issue_management_key
 from proxy.models import Upstream
 from proxy.services import save_upstream
@@ -107,6 +110,10 @@ def whole_tables_read(asked: CaptureQueriesContext) -> list[str]:
     return found
 
 
+SHOWN = {
+    Answer.YES: "passed", Answer.NO: "ended here", Answer.UNTOLD: "not written down",
+    Answer.NOT_ASKED: "not asked",
+}  # fmt: skip
 QUESTIONS: list[dict[str, str]] = [
     {},
     {"p": "2"},
@@ -252,12 +259,90 @@ def test_a_call_tells_its_questions_its_time_and_its_booking(house: House) -> No
     refusal = eventually(lambda: ledger.drain() or RequestEvent.objects.exclude(refusal="").first())
     refused = browser.get(address_of(RequestEvent, "change", refusal.pk)).content.decode()
 
-    assert "Is there room?" in admitted
+    assert "Is there room in every limit?" in admitted
     assert "waiting for upstream" in admitted
     assert address_of(LedgerEntry, "change", entry.pk) in admitted
     assert "model_not_allowed" in refused
     assert "Nothing was booked" in refused
     assert "It was not admitted" in refused
+
+
+def test_operators_read_the_same_questions_as_the_people_of_the_tenant(house: House) -> None:
+    budget = set_budget(scope="key", key=house.ada.key, unit="tokens", period="day", limit=1000, actor="test")
+    assert house.ada.chat("x" * 2000).status_code == 429
+    refusal = eventually(lambda: refused_calls.drain() or RequestEvent.objects.exclude(refusal="").first())
+    explained = explain_refusal(refusal.pk)
+
+    page = opened(refusal)
+
+    assert explained is not None
+    assert explained.reason is not None
+    assert str(explained.reason.found) in page
+    assert answers_on(page) == [(str(one.text), SHOWN[one.answer]) for one in explained.questions]
+    (limit,) = explained.limits
+    assert f"{limit.needed:,}" in page
+    assert address_of(Budget, "change", budget.pk) in page
+
+
+def test_operators_read_who_stopped_a_call_and_why(house: House) -> None:
+    switch = arm_kill_switch(
+        scope="tenant", tenant=house.acme, reason="card 17 burns", message="Back at noon.", actor="otto"
+    )
+    eventually(lambda: house.ada.chat().status_code == 403)
+    refusal = eventually(lambda: refused_calls.drain() or RequestEvent.objects.exclude(refusal="").first())
+
+    page = opened(refusal)
+
+    assert "armed by otto: card 17 burns" in page
+    assert address_of(KillSwitch, "change", switch.pk) in page
+    assert dict(answers_on(page))["Has an operator stopped these calls?"] == "ended here"
+
+
+def test_of_a_call_that_was_let_through_is_told_what_shadow_limits_would_have_said(house: House) -> None:
+    set_budget(
+        scope="key", key=house.ada.key, unit="requests", period="day", limit=0, shadow=True, actor="test"
+    )
+    assert house.ada.chat().status_code == 200
+    (entry,) = house.booked()
+    event = RequestEvent.objects.get(pk=entry.request_id)
+
+    page = opened(event)
+
+    assert {answer for _, answer in answers_on(page)} == {"passed"}
+    assert len(answers_on(page)) == len(Asked)
+    assert event.refused_by != []
+    assert f"Would have refused: {', '.join(event.refused_by)}." in page
+
+
+@pytest.mark.parametrize(
+    ("ended", "last"),
+    [
+        ({"outcome": "completed"}, Answer.YES),
+        ({"outcome": "client_left"}, Answer.UNTOLD),
+        ({"outcome": "upstream_failed", "refusal": "upstream_timeout"}, Answer.NO),
+    ],
+    ids=str,
+)
+def test_the_last_question_is_put_to_calls_that_were_let_through(ended: dict[str, str], last: Answer) -> None:
+    found = explain_call(RequestEvent(request_id=uuid4(), at=now(), admitted_at=now(), **ended))
+
+    assert [one.answer for one in found.questions] == [Answer.YES] * (len(Asked) - 1) + [last]
+    assert found.told
+
+
+def opened(event: RequestEvent) -> str:
+    """The page of a call, as a superuser sees it."""
+    browser = a_browser(User.objects.create_superuser("olga"))
+    return browser.get(address_of(RequestEvent, "change", event.pk)).content.decode()
+
+
+def answers_on(page: str) -> list[tuple[str, str]]:
+    """The questions that the page of a call shows, in order, each with its answer."""
+    listed = page[page.index('<ol class="questions">') :]
+    found = re.findall(
+        r'<li>\s*<span class="state state-\w+">([^<]+)</span>\s*<strong>([^<]+)</strong>', listed
+    )
+    return [(asked, answer) for answer, asked in found]
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from django.contrib import admin
 from django.db.models import Q, QuerySet
 from django.template.loader import render_to_string
@@ -14,6 +12,7 @@ from audit.models import RequestEvent
 from budgets.admin.finding import FINDS, calls_found
 from budgets.models import LedgerEntry
 from budgets.money import usd_total
+from budgets.refusal_explained import explain_call
 from budgets.timing import stretches
 
 
@@ -58,7 +57,7 @@ class RequestEventAdmin(GrowingList, ReadOnlyAdmin):
 
     @admin.display(description="questions of admission")
     def questions(self, event: RequestEvent) -> str:
-        context = {"questions": list(_questions(event))}
+        context = {"explained": explain_call(event), "event": event}
         return render_to_string("admin/audit/requestevent/_questions.html", context)
 
     @admin.display(description="time")
@@ -87,24 +86,3 @@ def _marks(entry: LedgerEntry) -> list[str]:
         f"corrected by {entry.actor}: {entry.reason}": entry.corrects is not None,
     }
     return [mark for mark, holds in said.items() if holds]
-
-
-def _questions(event: RequestEvent) -> Iterator[dict[str, str]]:
-    """The questions of ``proxy.admission.admit`` with what is known of their answers."""
-    said_no = event.refusal and event.admitted_at is None
-    facts = [
-        ("Who calls?", f"{event.key} of {event.tenant}" if event.key_id else "nobody known"),
-        ("What is asked?", f"{event.route}, in the dialect {event.dialect}"),
-        ("Which model, and where?", f"{event.model} at {event.upstream}" if event.upstream else event.model),
-        ("Is there room?", f"set aside at {event.admitted_at:%H:%M:%S} UTC" if event.admitted_at else ""),
-    ]
-    for asked, told in facts:
-        if told and not (said_no and asked == "Is there room?"):
-            yield {"asked": asked, "told": told, "state": "good", "answer": "known"}
-    if said_no:
-        by = f" by {', '.join(event.refused_by)}" if event.refused_by else ""
-        yield {"asked": "Here it ended:", "told": f"{event.refusal}{by}", "state": "bad", "answer": "refused"}
-    elif event.refused_by:
-        would = ", ".join(event.refused_by)
-        yield {"asked": "In shadow mode:", "told": f"{would} would have refused", "state": "warning",
-               "answer": "shadow"}  # fmt: skip
