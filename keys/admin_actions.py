@@ -91,7 +91,7 @@ class KeyActions(ModelAdmin):
             except ValidationError as exc:
                 form.add_error(None, " ".join(exc.messages))
             else:
-                self._tell(request, f"{done} {effect.changed} of {len(chosen)} keys", effect)
+                tell_effect(self, request, f"{done} {effect.changed} of {len(chosen)} keys", effect)
                 return None
         context = {
             **self.admin_site.each_context(request),
@@ -105,15 +105,6 @@ class KeyActions(ModelAdmin):
             "checkbox": ACTION_CHECKBOX_NAME,
         }
         return TemplateResponse(request, "admin/keys/apikey/effect.html", context)
-
-    def _tell(self, request: HttpRequest, done: str, effect: effects.Effect) -> None:
-        if effect.seconds is None:
-            self.message_user(request, f"{done}; pending, because Redis cannot be reached.", messages.WARNING)
-            return
-        calls = "" if effect.running is None else f" Running calls with them: {effect.running}."
-        self.message_user(
-            request, f"{done}; in force everywhere after {effect.seconds:.2f} s.{calls}", messages.SUCCESS
-        )
 
     def get_urls(self) -> list[URLPattern]:
         at = self.admin_site.admin_view
@@ -179,6 +170,17 @@ class KeyActions(ModelAdmin):
         if not self.has_change_permission(request, key):
             raise PermissionDenied
         return key
+
+
+def tell_effect(page: ModelAdmin, request: HttpRequest, done: str, effect: effects.Effect) -> None:
+    """Tell an operator what was done, when it was in force everywhere, and what it cut."""
+    if effect.seconds is None:
+        page.message_user(request, f"{done}; pending, because Redis cannot be reached.", messages.WARNING)
+        return
+    calls = "" if effect.running is None else f" Running calls with them: {effect.running}."
+    page.message_user(
+        request, f"{done}; in force everywhere after {effect.seconds:.2f} s.{calls}", messages.SUCCESS
+    )
 
 
 def _set_end(*, key: ApiKey, actor: str, expires_at: Any) -> bool:

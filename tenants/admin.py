@@ -67,7 +67,7 @@ class TenantForm(WhichModelsForm):
 
 @admin.register(Tenant)
 class TenantAdmin(ModelAdmin):
-    """Tenants are suspended, not deleted: the books name them."""
+    """Tenants are suspended (``keys.tenant_actions``), not deleted: the books name them."""
 
     form = TenantForm
     fields = [
@@ -87,7 +87,6 @@ class TenantAdmin(ModelAdmin):
     list_filter = ["state", "allow_all_models"]
     search_fields = ["slug", "name"]
     show_full_result_count = False
-    actions = ["suspend", "resume"]
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
@@ -104,28 +103,6 @@ class TenantAdmin(ModelAdmin):
                     "Each budget follows the new calendar from the end of its present period on, "
                     "and accounting days follow it from the end of the present one on.",
                 )
-
-    @admin.action(description="Suspend selected tenants", permissions=["change"])
-    def suspend(self, request: HttpRequest, tenants: QuerySet[Tenant]) -> HttpResponse | None:
-        reason = request.POST.get("reason", "").strip()
-        if not reason:
-            return ask_reason(self, request, tenants, action="suspend", title="Suspend tenants")
-        actor = str(request.user)
-        suspended = sum(
-            services.suspend_tenant(tenant=tenant, actor=actor, reason=reason) for tenant in tenants
-        )
-        self.message_user(request, f"Suspended {suspended} of {len(tenants)} tenants.", messages.SUCCESS)
-        return None
-
-    @admin.action(description="Resume selected tenants", permissions=["change"])
-    def resume(self, request: HttpRequest, tenants: QuerySet[Tenant]) -> HttpResponse | None:
-        reason = request.POST.get("reason", "").strip()
-        if not reason:
-            return ask_reason(self, request, tenants, action="resume", title="Resume tenants")
-        actor = str(request.user)
-        resumed = sum(services.resume_tenant(tenant=tenant, actor=actor, reason=reason) for tenant in tenants)
-        self.message_user(request, f"Resumed {resumed} of {len(tenants)} tenants.", messages.SUCCESS)
-        return None
 
 
 @admin.register(Team)

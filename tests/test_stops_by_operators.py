@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
@@ -20,7 +21,8 @@ from audit.models import AuditEvent
 from budgets.models import KillSwitch
 from budgets.running_calls import running_calls
 from budgets.services import arm_kill_switch
-from keys.services import issue_key
+from keys.models import ApiKey
+from keys.services import issue_key, revoke_key
 from tenants.models import Tenant, User
 from tenants.services import create_tenant
 from tests.conftest import House, eventually
@@ -32,6 +34,7 @@ SWITCHES = "/manage/v1/kill-switches/"
 CALLS = "/manage/v1/running-calls/"
 ADD = "admin:budgets_killswitch_add"
 LIST = "admin:budgets_killswitch_changelist"
+TENANTS = "admin:tenants_tenant_changelist"
 RUNNING = "admin:budgets_runningcall_changelist"
 
 
@@ -340,6 +343,42 @@ def test_the_page_of_running_calls_stops_all_that_were_found(olga, running):
     assert before == set()
     assert "Stopping 3 calls." in messages_of(everybody)
     assert being_stopped() == set(running)
+
+
+def test_before_a_tenant_is_suspended_its_page_shows_what_that_does(olga, house, running):
+    spare, _ = issue_key(tenant=house.acme, label="spare", actor="test")
+    revoke_key(key=spare, actor="test", reason="lost")
+    working = ApiKey.objects.filter(tenant=house.acme).count() - 1
+    chosen = {"action": "suspend", "_selected_action": [str(house.acme.pk)]}
+
+    asked = olga.post(reverse(TENANTS), chosen).content.decode()
+    state_before = Tenant.objects.get(pk=house.acme.pk).state
+    done = olga.post(reverse(TENANTS), chosen | {"reason": "unpaid"})
+    again = olga.post(reverse(TENANTS), chosen).content.decode()
+    back = olga.post(reverse(TENANTS), chosen | {"action": "resume"}).content.decode()
+
+    assert f"refused from the next call on: {working}." in asked
+    assert f"Running calls that are cut: {len(running)}." in asked
+    assert state_before == "active"
+    assert re.fullmatch(
+        rf"Suspended 1 of 1 tenants; in force everywhere after \d\.\d\d s\. "
+        rf"Running calls with them: {len(running)}\.",
+        messages_of(done),
+    )
+    assert house.ada.chat().status_code == 401
+    assert "refused from the next call on: 0." in again
+    assert f"work again from the next call on: {working}." in back
+
+
+def test_without_redis_nobody_says_how_many_calls_suspending_cuts(olga, acme, settings):
+    settings.CACHES = NOWHERE
+    chosen = {"action": "suspend", "_selected_action": [str(acme.pk)]}
+
+    asked = olga.post(reverse(TENANTS), chosen).content.decode()
+    done = olga.post(reverse(TENANTS), chosen | {"reason": "unpaid"})
+
+    assert "nobody can say how many calls run" in asked
+    assert messages_of(done) == "Suspended 1 of 1 tenants; pending, because Redis cannot be reached."
 
 
 def test_the_api_lists_running_calls_and_stops_one_or_several(olga, house, running):

@@ -1,4 +1,4 @@
-"""Tenants with what they use: the page of ``tenants.admin``, and what only the books know."""
+"""Tenants with what they use: the page of the layers below, and what only the books know."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from budgets.alerts import amount
 from budgets.models import Budget, Scope, UsageRollup
 from budgets.money import usd_total
 from budgets.standing import Standing, standings
-from tenants.admin import TenantAdmin
+from keys.tenant_actions import TenantActions
 from tenants.models import Tenant
 from tenants.redis import RedisError
 
@@ -44,10 +44,10 @@ admin.site.unregister(Tenant)
 
 
 @admin.register(Tenant)
-class TenantWithUseAdmin(TenantAdmin):
+class TenantWithUseAdmin(TenantActions):
     """Tenants with their state, what they used today, and how near their tightest budget is to its end."""
 
-    readonly_fields = [*TenantAdmin.readonly_fields, "stands", "elsewhere"]
+    readonly_fields = [*TenantActions.readonly_fields, "stands", "elsewhere"]
 
     def get_list_display(self, request: HttpRequest) -> list[Any]:
         """Columns of what was used today, which is asked for once and not row by row."""
