@@ -17,7 +17,11 @@ from tenants.models import Tenant
 class DecisionForm(forms.Form):
     """Why a proposed price is declined, or accepted."""
 
-    reason = forms.CharField(label="Reason, for the audit", widget=UnfoldAdminTextInputWidget)
+    reason = forms.CharField(
+        label="Reason, for the audit",
+        widget=UnfoldAdminTextInputWidget,
+        help_text="Such as: agreed with finance on 3 December.",
+    )
 
 
 class AcceptForm(DecisionForm):

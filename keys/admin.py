@@ -200,6 +200,7 @@ class ManagementKeyForm(forms.ModelForm):
     scopes = forms.MultipleChoiceField(
         choices=[(scope, f"{scope}: {what}") for scope, what in SCOPES.items()],
         widget=UnfoldAdminCheckboxSelectMultipleWidget,
+        help_text="What may be done with it; for a program that only reads, those that end in :read.",
     )
 
     class Meta:

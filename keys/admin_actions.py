@@ -28,14 +28,18 @@ Keys = QuerySet[ApiKey]
 
 
 class ReasonForm(forms.Form):
-    reason = forms.CharField(label="Reason, for the audit", max_length=500)
+    reason = forms.CharField(
+        label="Reason, for the audit",
+        max_length=500,
+        help_text="Such as: the laptop was stolen, ticket 4711.",
+    )
 
 
 class EndForm(forms.Form):
     expires_at = forms.SplitDateTimeField(
         label="Expires at",
         widget=UnfoldAdminSplitDateTimeWidget,
-        help_text="From this moment the keys are refused.",
+        help_text="In UTC: 2026-12-24 18:00. From this moment the keys are refused.",
     )
 
 
@@ -45,6 +49,7 @@ class RotationForm(forms.Form):
         initial=Grace.DAY,
         widget=forms.RadioSelect,
         label="The secret before works on",
+        help_text="For as long as it takes to replace it everywhere; a day is usual.",
     )
 
 

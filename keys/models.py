@@ -41,11 +41,17 @@ class ApiKey(models.Model):
         ANONYMOUS = "anonymous"
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
-    tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="keys")
-    member = models.ForeignKey(Member, on_delete=models.PROTECT, related_name="keys", null=True, blank=True)
-    service_account = models.ForeignKey(
-        ServiceAccount, on_delete=models.PROTECT, related_name="keys", null=True, blank=True
+    tenant = models.ForeignKey(
+        Tenant, on_delete=models.PROTECT, related_name="keys", help_text="Whose key it is, such as acme."
     )
+    member = models.ForeignKey(
+        Member, on_delete=models.PROTECT, related_name="keys", null=True, blank=True,
+        help_text="The person who calls with it. Empty, as the next: the tenant's own.",
+    )  # fmt: skip
+    service_account = models.ForeignKey(
+        ServiceAccount, on_delete=models.PROTECT, related_name="keys", null=True, blank=True,
+        help_text="The program that calls with it, such as nightly-build; not together with a member.",
+    )  # fmt: skip
     label = models.CharField(max_length=80, help_text="What the key is for, such as nightly-report.")
     # With a default in the database, because the release before this one writes keys too.
     kind = models.CharField(
@@ -263,15 +269,19 @@ class PolicyRule(models.Model):
         ApiKey, on_delete=models.CASCADE, null=True, blank=True, related_name="+",
         help_text="Empty: the rule holds for all keys of the tenant.",
     )  # fmt: skip
-    option = models.CharField(max_length=20, choices=[(name, name) for name in OPTIONS])
+    option = models.CharField(
+        max_length=20,
+        choices=[(name, name) for name in OPTIONS],
+        help_text="What of a request it speaks of: num_ctx is the size of the context in tokens.",
+    )
     allowed = models.BooleanField(
         null=True, blank=True, help_text="Whether clients may set it. Unknown: nothing is said."
     )
     minimum = models.BigIntegerField(
-        null=True, blank=True, help_text="What is sent is at least this. Empty: nothing is said."
+        null=True, blank=True, help_text="What is sent is at least this: 2048. Empty: nothing is said."
     )
     maximum = models.BigIntegerField(
-        null=True, blank=True, help_text="What is sent is at most this. Empty: nothing is said."
+        null=True, blank=True, help_text="What is sent is at most this: 8192. Empty: nothing is said."
     )
     default_value = models.BigIntegerField(
         null=True,
@@ -347,7 +357,10 @@ class AnonymousAccess(models.Model):
     which the calls are booked.
     """
 
-    tenant = models.OneToOneField(Tenant, on_delete=models.PROTECT, primary_key=True, related_name="+")
+    tenant = models.OneToOneField(
+        Tenant, on_delete=models.PROTECT, primary_key=True, related_name="+",
+        help_text="Who lets visitors in and pays for them, such as acme.",
+    )  # fmt: skip
     key = models.OneToOneField(ApiKey, on_delete=models.PROTECT, related_name="+", editable=False)
     enabled = models.BooleanField(default=False, help_text="Whether anybody is let in without a key.")
     visitor_tokens = models.BigIntegerField(
@@ -418,7 +431,10 @@ class PromptRules(models.Model):
     ``redactions`` are templates of ``audit.redaction``.
     """
 
-    tenant = models.OneToOneField(Tenant, on_delete=models.CASCADE, primary_key=True, related_name="+")
+    tenant = models.OneToOneField(
+        Tenant, on_delete=models.CASCADE, primary_key=True, related_name="+",
+        help_text="Of whose calls it is said, such as acme.",
+    )  # fmt: skip
     readers = ArrayField(
         models.CharField(max_length=10, choices=[(role, role) for role in PROMPT_READERS]),
         default=list,

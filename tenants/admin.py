@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
+from django import forms
 from django.contrib import admin, messages
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
@@ -22,21 +23,40 @@ from tenants.models import Member, ServiceAccount, Team, Tenant, User
 admin.site.unregister(Group)
 
 
+class GroupForm(forms.ModelForm):
+    class Meta:
+        model = Group
+        fields = ["name", "permissions"]
+        help_texts: ClassVar = {"name": "What its operators do, such as Night shift."}
+
+
 @admin.register(Group)
 class GroupAdmin(AuditedAdmin, DjangoGroupAdmin):
     """Bundles of permissions for operators."""
 
+    form = GroupForm
+
     def details_of(self, obj: Group) -> dict[str, Any]:
         return {"permissions": [str(permission) for permission in obj.permissions.all()]}
+
+
+class PersonForm(UserChangeForm):
+    class Meta(UserChangeForm.Meta):
+        help_texts: ClassVar = {
+            "first_name": "Such as Ada.",
+            "last_name": "Such as Lovelace.",
+            "email": "Where mails go, such as ada@example.org. An address belongs to one person.",
+        }
 
 
 @admin.register(User)
 class UserAdmin(AuditedAdmin, DjangoUserAdmin):
     """People who sign in. They are made inactive, not deleted: the books name them."""
 
-    form = UserChangeForm
+    form = PersonForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
+    readonly_fields = ["last_login", "date_joined"]
     list_display = ["username", "email", "is_active", "is_staff", "is_superuser", "last_login"]
     show_full_result_count = False
 

@@ -22,7 +22,10 @@ class WhichModelsForm(forms.ModelForm):  # type: ignore[type-arg]  # the paramet
     silence: ClassVar[str]
     allow_all_when_silent: ClassVar[bool | None]
 
-    may_call = forms.ChoiceField(widget=UnfoldAdminRadioSelectWidget)
+    may_call = forms.ChoiceField(
+        widget=UnfoldAdminRadioSelectWidget,
+        help_text="Of the models that are installed. The list below counts with the last answer only.",
+    )
     listed = forms.CharField(
         label="Listed models",
         widget=UnfoldAdminTextareaWidget(attrs={"rows": 4}),

@@ -171,7 +171,9 @@ class Team(models.Model):
     """Members of a tenant who share a budget."""
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
-    tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="teams")
+    tenant = models.ForeignKey(
+        Tenant, on_delete=models.PROTECT, related_name="teams", help_text="Whose team it is, such as acme."
+    )
     name = models.CharField(max_length=80, help_text="Such as Research.")
 
     objects = Walled()
@@ -203,9 +205,22 @@ class Member(models.Model):
         AUDITOR = "auditor", _("Auditor")
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
-    tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="members")
-    user = models.ForeignKey(User, on_delete=models.PROTECT, related_name="memberships")
-    team = models.ForeignKey(Team, on_delete=models.PROTECT, related_name="members", null=True, blank=True)
+    tenant = models.ForeignKey(
+        Tenant,
+        on_delete=models.PROTECT,
+        related_name="members",
+        help_text="Where the person gets a place, such as acme.",
+    )
+    user = models.ForeignKey(
+        User,
+        on_delete=models.PROTECT,
+        related_name="memberships",
+        help_text="Found by user name or e-mail address, such as ada@example.org.",
+    )
+    team = models.ForeignKey(
+        Team, on_delete=models.PROTECT, related_name="members", null=True, blank=True,
+        help_text="One of the tenant's, such as Research, whose budget they share. Empty: none.",
+    )  # fmt: skip
     role = models.CharField(
         max_length=10,
         choices=Role.choices,
@@ -247,10 +262,16 @@ class ServiceAccount(models.Model):
     """
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
-    tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="service_accounts")
-    team = models.ForeignKey(
-        Team, on_delete=models.PROTECT, related_name="service_accounts", null=True, blank=True
+    tenant = models.ForeignKey(
+        Tenant,
+        on_delete=models.PROTECT,
+        related_name="service_accounts",
+        help_text="Whose program it is, such as acme.",
     )
+    team = models.ForeignKey(
+        Team, on_delete=models.PROTECT, related_name="service_accounts", null=True, blank=True,
+        help_text="One of the tenant's, such as Research, whose budget it shares. Empty: none.",
+    )  # fmt: skip
     name = models.CharField(max_length=80, help_text="What it is, such as nightly-build.")
     created_at = models.DateTimeField(default=now, editable=False)
     closed_at = models.DateTimeField(null=True, blank=True, editable=False)

@@ -35,10 +35,14 @@ class WhichMonthForm(forms.Form):
     """A tenant and a month of its."""
 
     tenant = forms.ModelChoiceField(
-        Tenant.objects.order_by("slug"), to_field_name="slug", widget=UnfoldAdminSelectWidget
+        Tenant.objects.order_by("slug"),
+        to_field_name="slug",
+        widget=UnfoldAdminSelectWidget,
+        help_text="Whose month it is, by slug.",
     )
     month = forms.CharField(
-        widget=UnfoldAdminTextInputWidget(attrs={"type": "month", "placeholder": "2026-10"})
+        widget=UnfoldAdminTextInputWidget(attrs={"type": "month", "placeholder": "2026-10"}),
+        help_text="One that is over in the tenant's time zone: 2026-10.",
     )
     despite_parked = forms.BooleanField(
         required=False,

@@ -32,6 +32,7 @@ class RecipientForm(forms.ModelForm):
         initial=happenings_told_of,
         required=False,
         widget=UnfoldAdminCheckboxSelectMultipleWidget,
+        help_text="What they are told of. None chosen: of nothing.",
     )
 
 

@@ -34,10 +34,16 @@ class Budget(ScopedRow):
     holds while no raise does (``BudgetRaise``).
     """
 
-    unit = models.CharField(max_length=16, choices=Unit.choices)
+    unit = models.CharField(
+        max_length=16,
+        choices=Unit.choices,
+        help_text="What the limit counts: with tokens, 1000000 is a million of them, input and output.",
+    )
     period = models.CharField(max_length=10, choices=PeriodKind.choices)
     seconds = models.BigIntegerField(
-        null=True, blank=True, help_text="Length of a fixed period, counted on from 1970-01-01 00:00 UTC."
+        null=True,
+        blank=True,
+        help_text="Length of a fixed period, counted on from 1970-01-01 00:00 UTC: 5400 for 90 minutes.",
     )
     shadow = models.BooleanField(default=False, help_text="Counts and reports, never refuses.")
     thresholds = ArrayField(
@@ -131,12 +137,25 @@ class BudgetRaise(models.Model):
     """
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
-    budget = models.ForeignKey(Budget, on_delete=models.CASCADE, related_name="raises")
-    to = models.BigIntegerField(null=True, blank=True, help_text="The limit while it holds.")
-    by = models.BigIntegerField(null=True, blank=True, help_text="What is added to the limit while it holds.")
-    starts_at = models.DateTimeField(default=now)
-    ends_at = models.DateTimeField()
-    reason = models.TextField()
+    budget = models.ForeignKey(
+        Budget,
+        on_delete=models.CASCADE,
+        related_name="raises",
+        help_text="The budget that has more for a while, such as tokens of tenant acme in a day.",
+    )
+    to = models.BigIntegerField(
+        null=True, blank=True, help_text="The limit while it holds, in the budget's unit: 2000000."
+    )
+    by = models.BigIntegerField(
+        null=True,
+        blank=True,
+        help_text="What is added to the limit while it holds, in the budget's unit: 500000.",
+    )
+    starts_at = models.DateTimeField(default=now, help_text="In UTC: 2026-12-01 00:00.")
+    ends_at = models.DateTimeField(
+        help_text="In UTC: 2026-12-24 00:00. From then on the limit is what it was."
+    )
+    reason = models.TextField(help_text="For the audit: end of the quarter, asked for by finance.")
     granted_by = models.TextField(editable=False)
     granted_at = models.DateTimeField(default=now, editable=False)
     # Kept beside the end that was meant: people ask for it.
@@ -176,7 +195,11 @@ class RateLimit(ScopedRow):
     A shadow one is counted and reported and never refuses.
     """
 
-    measure = models.CharField(max_length=24, choices=Measure.choices)
+    measure = models.CharField(
+        max_length=24,
+        choices=Measure.choices,
+        help_text="What the limit counts: with requests per minute, 60 is one in a second on average.",
+    )
     shadow = models.BooleanField(default=False, help_text="Counts and reports, never refuses.")
 
     objects = Walled(shared=True)
@@ -216,9 +239,16 @@ class OutageCredit(models.Model):
     Without a row, or with 0, nothing: such calls are refused.
     """
 
-    tenant = models.OneToOneField(Tenant, on_delete=models.CASCADE, primary_key=True, related_name="+")
+    tenant = models.OneToOneField(
+        Tenant,
+        on_delete=models.CASCADE,
+        primary_key=True,
+        related_name="+",
+        help_text="Whose calls go on while Redis cannot be asked, such as acme.",
+    )
     tokens = models.BigIntegerField(
-        help_text="Tokens, input and output, that each process may lend until Redis has booked them. 0: none."
+        help_text="Tokens, input and output, that each process may lend until Redis has booked them: 20000. "
+        "0: none."
     )
 
     objects = Walled()

@@ -82,8 +82,14 @@ class Recipient(models.Model):
         related_name="+",
         help_text="Empty: told of all tenants and of the platform.",
     )
-    kind = models.CharField(max_length=8, choices=Kind.choices)
-    address = models.CharField(max_length=2000, help_text="An e-mail address, or the URL of a webhook.")
+    kind = models.CharField(
+        max_length=8,
+        choices=Kind.choices,
+        help_text="A mail for people, or a signed POST to a program.",
+    )
+    address = models.CharField(
+        max_length=2000, help_text="An e-mail address, or the URL of a webhook: ops@example.org."
+    )
     happenings = ArrayField(
         models.CharField(max_length=20, choices=Happening.choices),
         default=happenings_told_of,

@@ -25,16 +25,29 @@ class Price(models.Model):
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     model = models.CharField(max_length=200, help_text="Canonical name, such as llama3.2:latest.")
-    tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, null=True, blank=True, related_name="+")
-    input_price = models.BigIntegerField(default=0, help_text="Micro-USD for a million input tokens.")
+    tenant = models.ForeignKey(
+        Tenant, on_delete=models.CASCADE, null=True, blank=True, related_name="+",
+        help_text="Whose price it is, such as acme. Empty: everybody's who has none of their own.",
+    )  # fmt: skip
+    input_price = models.BigIntegerField(
+        default=0, help_text="Micro-USD for a million input tokens: 150000 for $0.15."
+    )
     cached_price = models.BigIntegerField(
         default=0, help_text="The same, for input the model had in its cache."
     )
-    output_price = models.BigIntegerField(default=0, help_text="Micro-USD for a million output tokens.")
-    gpu_price = models.BigIntegerField(
-        default=0, db_default=0, verbose_name="GPU price", help_text="Micro-USD for a second of GPU time."
+    output_price = models.BigIntegerField(
+        default=0, help_text="Micro-USD for a million output tokens: 600000 for $0.60."
     )
-    starts_at = models.DateTimeField(default=now)
+    gpu_price = models.BigIntegerField(
+        default=0,
+        db_default=0,
+        verbose_name="GPU price",
+        help_text="Micro-USD for a second of GPU time: 500 for $1.80 an hour.",
+    )
+    starts_at = models.DateTimeField(
+        default=now,
+        help_text="From when on it holds, in UTC: 2026-12-01 00:00. Calls admitted before keep theirs.",
+    )
     free = models.BooleanField(default=False, help_text="Costs nothing on purpose.")
 
     objects = Walled(shared=True)

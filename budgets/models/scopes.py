@@ -100,15 +100,34 @@ class ScopedRow(models.Model):
     """
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
-    scope = models.CharField(max_length=10, choices=Scope.choices)
-    tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, null=True, blank=True, related_name="+")
-    team = models.ForeignKey(Team, on_delete=models.CASCADE, null=True, blank=True, related_name="+")
-    member = models.ForeignKey(Member, on_delete=models.CASCADE, null=True, blank=True, related_name="+")
-    key = models.ForeignKey(ApiKey, on_delete=models.CASCADE, null=True, blank=True, related_name="+")
+    scope = models.CharField(
+        max_length=10,
+        choices=Scope.choices,
+        help_text="Whose calls are counted together; name below what it needs, as a key and its tenant.",
+    )
+    tenant = models.ForeignKey(
+        Tenant, on_delete=models.CASCADE, null=True, blank=True, related_name="+",
+        help_text="Such as acme. Empty: the platform, or everybody's calls to a model or an upstream.",
+    )  # fmt: skip
+    team = models.ForeignKey(
+        Team, on_delete=models.CASCADE, null=True, blank=True, related_name="+",
+        help_text="Only for the scope team: one of the tenant's, such as Research.",
+    )  # fmt: skip
+    member = models.ForeignKey(
+        Member, on_delete=models.CASCADE, null=True, blank=True, related_name="+",
+        help_text="Only for the scope member: all keys of this person in the tenant are counted.",
+    )  # fmt: skip
+    key = models.ForeignKey(
+        ApiKey, on_delete=models.CASCADE, null=True, blank=True, related_name="+",
+        help_text="For the scope key, such as nightly-report; for the scope run, empty is any key.",
+    )  # fmt: skip
     model = models.CharField(max_length=200, blank=True, help_text="Canonical name, such as llama3.2:latest.")
-    upstream = models.CharField(max_length=80, blank=True, help_text="Name of an upstream.")
+    upstream = models.CharField(max_length=80, blank=True, help_text="Name of an upstream, such as gpu-1.")
     limit = models.BigIntegerField(
-        null=True, blank=True, help_text="Empty: no limit, only counted. 0: nothing is let through."
+        null=True,
+        blank=True,
+        help_text="In what is counted: 1000000 tokens, or 25000000 micro-USD for $25. "
+        "Empty: no limit, only counted. 0: nothing is let through.",
     )
     created_at = models.DateTimeField(default=now, editable=False)
 

@@ -39,18 +39,21 @@ class KillSwitch(models.Model):
             (scope.value, scope.label)
             for scope in (Scope.PLATFORM, Scope.TENANT, Scope.KEY, Scope.UPSTREAM, Scope.MODEL)
         ],
+        help_text="What is stopped; name below what it needs: for a tenant, its slug.",
     )
     tenant_id = models.UUIDField(null=True, blank=True)
     tenant = models.TextField(blank=True, help_text="Slug of the tenant, as it was.")
     key_id = models.UUIDField(null=True, blank=True)
     key = models.TextField(blank=True, help_text="Label of the key, as it was.")
     model = models.CharField(max_length=350, blank=True, help_text="Canonical name, such as llama3.2:latest.")
-    upstream = models.CharField(max_length=80, blank=True, help_text="Name of an upstream.")
+    upstream = models.CharField(max_length=80, blank=True, help_text="Name of an upstream, such as gpu-1.")
     reason = models.TextField(help_text="For operators and the audit.")
     message = models.CharField(max_length=200, blank=True, help_text="What callers are told besides.")
     armed_by = models.TextField()
     armed_at = models.DateTimeField(default=now)
-    until = models.DateTimeField(default=in_seven_days, help_text="When it lifts itself.")
+    until = models.DateTimeField(
+        default=in_seven_days, help_text="When it lifts itself, in UTC: 2026-12-01 00:00."
+    )
 
     objects = Walled.from_queryset(KillSwitches)("tenant_id", shared=True)
 
