@@ -169,6 +169,9 @@ class KeyActions(ModelAdmin):
         return HttpResponseRedirect(reverse("admin:keys_apikey_rotate", args=[pk]))
 
     def _changeable(self, request: HttpRequest, pk: UUID) -> ApiKey:
+        # Whoever may change none is not to learn which there are.
+        if not self.has_change_permission(request):
+            raise PermissionDenied
         key: ApiKey | None = self.get_object(request, str(pk))
         if key is None:
             raise Http404
