@@ -21,7 +21,7 @@ from audit.growing import span_of
 from audit.models import AuditEvent, RequestEvent
 from audit.recording import record
 from benchmarks import ledger_rows
-from budgets import ledger, refused_calls
+from budgets import ledger
 from budgets.admin.finding import keys_called
 from budgets.models import Budget, BudgetPeriod, KillSwitch, LedgerEntry, PeriodClosing, UsageRollup
 from budgets.refusal_explained import Answer, explain_call, explain_refusal
@@ -270,7 +270,7 @@ def test_a_call_tells_its_questions_its_time_and_its_booking(house: House) -> No
 def test_operators_read_the_same_questions_as_the_people_of_the_tenant(house: House) -> None:
     budget = set_budget(scope="key", key=house.ada.key, unit="tokens", period="day", limit=1000, actor="test")
     assert house.ada.chat("x" * 2000).status_code == 429
-    refusal = eventually(lambda: refused_calls.drain() or RequestEvent.objects.exclude(refusal="").first())
+    refusal = eventually(lambda: ledger.drain() or RequestEvent.objects.exclude(refusal="").first())
     explained = explain_refusal(refusal.pk)
 
     page = opened(refusal)
@@ -289,7 +289,7 @@ def test_operators_read_who_stopped_a_call_and_why(house: House) -> None:
         scope="tenant", tenant=house.acme, reason="card 17 burns", message="Back at noon.", actor="otto"
     )
     eventually(lambda: house.ada.chat().status_code == 403)
-    refusal = eventually(lambda: refused_calls.drain() or RequestEvent.objects.exclude(refusal="").first())
+    refusal = eventually(lambda: ledger.drain() or RequestEvent.objects.exclude(refusal="").first())
 
     page = opened(refusal)
 
