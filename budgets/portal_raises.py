@@ -24,12 +24,12 @@ from budgets import raise_requests
 from budgets.limits import limit_now
 from budgets.limits_seen import budgets_seen_by
 from budgets.models import LARGEST, Budget, RaiseRequest
+from budgets.money import MICRO
 from budgets.schedules import schedules_of
 from tenants.access import Access
 from tenants.portal import tenant_page
 
 MOST_LISTED = 100
-MICRO = 1_000_000
 
 
 class AmountForm(forms.Form):

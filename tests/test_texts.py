@@ -11,6 +11,7 @@ from django.test import Client
 from django.utils import translation
 
 from budgets.money import usd_total
+from budgets.templatetags.amounts import amount
 from budgets.usage import in_percent
 from tenants import services
 from tenants.figures import grouped
@@ -101,6 +102,9 @@ def test_no_word_of_a_page_is_left_unmarked(path: Path) -> None:
         (lambda: in_percent(125), "12.5 %", "12,5 %"),
         (lambda: usd_total(1_234_560_000), "$1,234.56", "1.234,56 $"),
         (lambda: usd_total(-1), "$-0.000001", "-0,000001 $"),
+        (lambda: amount(1_234_567_890, "micro_usd"), "$1,234.567890", "1.234,567890 $"),
+        (lambda: amount(12_340_000, "micro_usd"), "$12.34", "12,34 $"),
+        (lambda: amount(1500, "tokens"), "1,500", "1.500"),
     ],
 )
 def test_numbers_are_those_of_the_language(shown, english, german):

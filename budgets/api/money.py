@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-MICRO = 1_000_000
+from budgets.money import MICRO
 
 
 def as_usd(micro_usd: int) -> str:

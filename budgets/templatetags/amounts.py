@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
-
 from django import template
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from budgets.models import Budget, RateLimit, Scope
-from budgets.money import CENT, MICRO
+from budgets.models import Budget, RateLimit, Scope, Unit
+from budgets.money import usd_total
 from tenants.figures import grouped
 
 register = template.Library()
@@ -37,10 +35,7 @@ WINDOWS: dict[str, Promise] = {
 @register.filter
 def amount(number: int, unit: str) -> str:
     """An amount of a unit to its last digit: ``$12.34``, ``1,500``."""
-    if unit != "micro_usd":
-        return grouped(number)
-    places = 6 if number % CENT else 2
-    return f"${grouped(f'{Decimal(number) / MICRO:.{places}f}')}"
+    return usd_total(number) if unit == Unit.MICRO_USD else grouped(number)
 
 
 @register.filter
