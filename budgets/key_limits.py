@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from django.utils.functional import Promise
 from django.utils.timezone import now
-from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from budgets.limits import limit_at
-from budgets.models import Budget, BudgetPeriod, PeriodKind, Scope, Unit
+from budgets.models import Budget, BudgetPeriod, Scope, Unit
 from budgets.schedules import schedules_of
 from budgets.standing import standings
+from budgets.words import window_name
 from tenants.charts import REQUESTS, TOKENS, USD, Measure
 from tenants.redis import RedisError
 
@@ -26,22 +25,8 @@ MEASURES: dict[str, Measure] = {
     Unit.MICRO_USD: USD,
     Unit.GPU_MS: Measure(gettext_lazy("seconds of GPU time"), places=3),
 }
-PERIODS: dict[str, Promise] = {
-    PeriodKind.HOUR: gettext_lazy("an hour"),
-    PeriodKind.DAY: gettext_lazy("a day"),
-    PeriodKind.WEEK: gettext_lazy("a week"),
-    PeriodKind.MONTH: gettext_lazy("a month"),
-    PeriodKind.YEAR: gettext_lazy("a year"),
-    PeriodKind.LIFETIME: gettext_lazy("for good"),
-}
 # From how many percent on a meter is told to be high.
 HIGH = 80
-
-
-def period_told(length: str) -> str:
-    """A period as it stands behind an amount: ``a day``, ``every 90m``."""
-    known = PERIODS.get(length)
-    return _("every %(length)s") % {"length": length} if known is None else str(known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +61,7 @@ class KeyLimit:
 
     @property
     def period(self) -> str:
-        return period_told(self.budget.length)
+        return window_name(self.budget.length)
 
     @property
     def meter(self) -> dict[str, int]:

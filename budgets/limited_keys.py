@@ -13,9 +13,10 @@ from django.db.models import Q
 from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_variables
 
-from budgets.key_limits import MEASURES, period_told
+from budgets.key_limits import MEASURES
 from budgets.models import Budget, PeriodKind, Scope
 from budgets.services import set_budget
+from budgets.words import window_name
 from keys.models import ApiKey
 from keys.services import issue_key
 from tenants.models import Member, ServiceAccount, Tenant
@@ -101,7 +102,7 @@ def told(budget: Budget) -> str:
     }[Scope(budget.scope)]
     measure = MEASURES[budget.unit]
     amount = measure.exactly(budget.limit or 0)
-    return f"{whose}: {amount} {measure.unit} {period_told(budget.length)}"
+    return f"{whose}: {amount} {measure.unit} {window_name(budget.length)}"
 
 
 def _passed(parents: list[Budget], one: OwnLimit) -> Budget | None:

@@ -7,25 +7,20 @@ from datetime import datetime
 from uuid import UUID
 
 from django.db.models import Q
-from django.utils.formats import number_format
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from budgets.models import Budget, Scope, Unit
-from budgets.money import usd_total
 from budgets.standing import Standing, standings
+from budgets.words import UNITS, amount
 from keys.models import ApiKey
 from tenants.access import Access, Reach
+from tenants.charts import SECONDS
 
-UNITS: dict[str, Promise] = {
-    Unit.REQUESTS: gettext_lazy("requests"),
-    Unit.TOKENS: gettext_lazy("tokens"),
-    Unit.OUTPUT_TOKENS: gettext_lazy("output tokens"),
-    Unit.MICRO_USD: gettext_lazy("cost"),
-    Unit.GPU_MS: gettext_lazy("GPU time"),
-}
-PERIODS: dict[str, Promise] = {
+# Amounts stand here with the sign of what they are in.
+WHAT = {**UNITS, Unit.MICRO_USD: gettext_lazy("cost"), Unit.GPU_MS: gettext_lazy("GPU time")}
+PRESENT: dict[str, Promise] = {
     "hour": gettext_lazy("this hour"),
     "day": gettext_lazy("today"),
     "week": gettext_lazy("this week"),
@@ -109,7 +104,7 @@ def _meter(one: Standing) -> Meter:
         percent = min(100, taken * 100 // limit) if limit else 100
     return Meter(
         whose=_whose(row),
-        what=f"{UNITS[row.unit]}, {PERIODS.get(row.period) or _('in %(length)s') % {'length': one.length}}",
+        what=f"{WHAT[row.unit]}, {PRESENT.get(row.period) or _('in %(length)s') % {'length': one.length}}",
         used=_amount(one.used, row.unit),
         held=_amount(one.held, row.unit),
         left="" if one.left is None else _amount(max(0, one.left), row.unit),
@@ -133,8 +128,4 @@ def _whose(row: Budget) -> str:
 
 
 def _amount(number: int, unit: str) -> str:
-    if unit == Unit.MICRO_USD:
-        return usd_total(number)
-    if unit == Unit.GPU_MS:
-        return f"{number_format(number / 1000, 3, force_grouping=True)} s"
-    return number_format(number, force_grouping=True)
+    return f"{SECONDS.exactly(number)} s" if unit == Unit.GPU_MS else amount(number, unit)

@@ -11,8 +11,8 @@ from django.test import Client
 from django.utils import translation
 
 from budgets.money import usd_total
-from budgets.templatetags.amounts import amount
 from budgets.usage import in_percent
+from budgets.words import amount
 from tenants import services
 from tenants.figures import grouped
 from tenants.models import Tenant

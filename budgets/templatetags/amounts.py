@@ -3,52 +3,15 @@
 from __future__ import annotations
 
 from django import template
-from django.utils.functional import Promise
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
 
-from budgets.models import Budget, RateLimit, Scope, Unit
-from budgets.money import usd_total
-from tenants.figures import grouped
+from budgets.models import Budget, RateLimit, Scope
+from budgets.words import amount, unit_name, window_name
 
 register = template.Library()
-
-UNITS: dict[str, Promise] = {
-    "requests": gettext_lazy("requests"),
-    "tokens": gettext_lazy("tokens"),
-    "output_tokens": gettext_lazy("output tokens"),
-    "micro_usd": gettext_lazy("US dollars"),
-    "gpu_ms": gettext_lazy("ms of GPU time"),
-}
-WINDOWS: dict[str, Promise] = {
-    "now": gettext_lazy("at one time"),
-    "minute": gettext_lazy("a minute"),
-    "hour": gettext_lazy("an hour"),
-    "day": gettext_lazy("a day"),
-    "week": gettext_lazy("a week"),
-    "month": gettext_lazy("a month"),
-    "year": gettext_lazy("a year"),
-    "lifetime": gettext_lazy("for good"),
-}
-
-
-@register.filter
-def amount(number: int, unit: str) -> str:
-    """An amount of a unit to its last digit: ``$12.34``, ``1,500``."""
-    return usd_total(number) if unit == Unit.MICRO_USD else grouped(number)
-
-
-@register.filter
-def unit_name(unit: str) -> str:
-    """What a unit counts: ``tokens``."""
-    return str(UNITS.get(unit, unit))
-
-
-@register.filter
-def window_name(window: str) -> str:
-    """How often a limit is whole again: ``a day``, ``every 90m``."""
-    known = WINDOWS.get(window)
-    return _("every %(length)s") % {"length": window} if known is None else str(known)
+register.filter(amount)
+register.filter(unit_name)
+register.filter(window_name)
 
 
 @register.filter

@@ -15,9 +15,10 @@ from django.utils.timezone import now
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from budgets.key_limits import MEASURES, PERIODS
+from budgets.key_limits import MEASURES
 from budgets.limited_keys import OwnLimit, parents_of, told
 from budgets.models import LARGEST, PeriodKind, Unit
+from budgets.words import WINDOWS
 from keys.endpoints import DOORS
 from keys.models import ApiKey
 from keys.networks import network_in
@@ -104,7 +105,7 @@ class NewKeyForm(forms.Form):
             )
             fields[f"period_{unit}"] = forms.ChoiceField(
                 label=_("Period"),
-                choices=[(period.value, PERIODS[period]) for period in LIMIT_PERIODS],
+                choices=[(period.value, WINDOWS[period]) for period in LIMIT_PERIODS],
                 widget=forms.Select({"aria-label": _("%(what)s: Period") % {"what": label}}),
                 initial=PeriodKind.MONTH,
                 required=False,
