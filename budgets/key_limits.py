@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from django.utils.timezone import now
 from django.utils.translation import gettext_lazy
 
-from budgets.limits import limit_at
-from budgets.models import Budget, BudgetPeriod, Scope, Unit
-from budgets.schedules import schedules_of
+from budgets.booked import booked
+from budgets.models import Budget, Scope, Unit
 from budgets.standing import standings
 from budgets.words import window_name
 from tenants.charts import REQUESTS, TOKENS, USD, Measure
@@ -96,33 +94,7 @@ def look_at(budgets: list[Budget]) -> list[KeyLimit]:
             for one in standings(budgets)
         ]
     except RedisError:
-        return _booked(budgets)
-
-
-def _booked(budgets: list[Budget]) -> list[KeyLimit]:
-    """What the ledger has booked on the present periods, by the clock here."""
-    moment = now().timestamp()
-    schedules = schedules_of(budgets)
-    periods = {row.pk: schedules[row.pk].period(moment) for row in budgets}
-    booked = {
-        (row.budget_id, row.period_start): row
-        for row in BudgetPeriod.objects.filter(
-            budget_id__in=periods, period_start__in={one.starts_at for one in periods.values()}, run=""
-        )
-    }
-    found = []
-    for row in budgets:
-        period, zone = periods[row.pk], schedules[row.pk].calendar(moment).zone
-        sums = booked.get((row.pk, period.starts_at))
-        found.append(
-            KeyLimit(
-                budget=row,
-                limit=limit_at(row, moment * 1000),
-                used=sums.used if sums else 0,
-                held=None,
-                starts_at=period.starts_at.astimezone(zone),
-                ends_at=period.ends_at and period.ends_at.astimezone(zone),
-                as_of=sums.last_at if sums else period.starts_at,
-            )
-        )
-    return found
+        return [
+            KeyLimit(one.budget, one.limit, one.used, None, one.starts_at, one.ends_at, one.as_of)
+            for one in booked(budgets)
+        ]

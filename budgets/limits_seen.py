@@ -7,21 +7,19 @@ and what came within the last minute, nobody knows then.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from uuid import UUID
+from datetime import datetime
 
-from django.db.models import Max, Q, QuerySet, Sum
+from django.db.models import Q, QuerySet
 from django.utils.timezone import now
 
 from audit.walls import across
+from budgets.booked import Booked, booked
 from budgets.counters import Counter, redis_in_bytes
 from budgets.forecasts import Forecast, forecast
-from budgets.limits import UNITS_OF_RATES, limit_now
-from budgets.models import Budget, BudgetPeriod, RateLimit, Scope
-from budgets.periods import Period
-from budgets.schedules import schedules_of
+from budgets.limits import UNITS_OF_RATES
+from budgets.models import Budget, RateLimit, Scope
 from budgets.standing import Standing, standings
 from keys.models import ApiKey
 from tenants.access import Access, Reach
@@ -231,44 +229,23 @@ def _within_window(seconds: dict[bytes, bytes], now_second: int) -> int:
 
 
 def _by_the_books(rows: Sequence[Budget | RateLimit]) -> list[Seen]:
-    """What the ledger has booked on the present periods, by the clock here."""
-    moment = now().timestamp()
-    budgets = [row for row in rows if isinstance(row, Budget)]
-    schedules = schedules_of(budgets)
-    periods = {row.pk: schedules[row.pk].period(moment) for row in budgets}
     # Those of the platform too: how it stands is told of every limit on a person, and it is one.
     with across():
-        booked = _booked(periods)
-    found = []
-    for row in rows:
-        if isinstance(row, RateLimit):
-            found.append(_of_rate(row, None))
-            continue
-        period = periods[row.pk]
-        used, last_at = booked.get((row.pk, period.starts_at), (0, None))
-        found.append(
-            Seen(
-                row=row,
-                scope=row.scope,
-                unit=row.unit,
-                window=row.length,
-                limit=limit_now(row) or 0,
-                used=None if row.scope == Scope.RUN else used,
-                held=None,
-                ends_at=period.ends_at and period.ends_at.astimezone(UTC),
-                as_of=last_at or period.starts_at,
-            )
-        )
-    return found
+        found = {one.budget.pk: one for one in booked([row for row in rows if isinstance(row, Budget)])}
+    return [_of_booked(found[row.pk]) if isinstance(row, Budget) else _of_rate(row, None) for row in rows]
 
 
-def _booked(periods: Mapping[UUID, Period]) -> dict[tuple[UUID, datetime], tuple[int, datetime]]:
-    """What is booked on each of these periods, by budget and start, and when something last was."""
-    return {
-        (budget_id, start): (used, last_at)
-        for budget_id, start, used, last_at in BudgetPeriod.objects.filter(
-            budget_id__in=periods, period_start__in={period.starts_at for period in periods.values()}, run=""
-        )
-        .values_list("budget_id", "period_start")
-        .annotate(Sum("used"), Max("last_at"))
-    }
+def _of_booked(one: Booked) -> Seen:
+    budget = one.budget
+    return Seen(
+        row=budget,
+        scope=budget.scope,
+        unit=budget.unit,
+        window=budget.length,
+        limit=one.limit or 0,
+        # Each run has sums of its own.
+        used=None if budget.scope == Scope.RUN else one.used,
+        held=None,
+        ends_at=one.ends_at,
+        as_of=one.as_of,
+    )
