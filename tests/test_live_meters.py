@@ -29,7 +29,7 @@ def test_the_meter_of_a_key_is_shown_to_those_who_read_its_usage(house: House, w
     browser = a_browser(a_person(who, house.acme))
 
     with opened(house.gateway, meter_of(house.ada.key), browser) as socket:
-        if who in ("owner", "admin", "finance", *OPERATORS):
+        if who in ("owner", "admin", "finance", "auditor", *OPERATORS):
             assert "There is no limit here." in message(socket)["parts"]["meters"]
         else:
             assert closing_of(socket) == (4401 if who in UNKNOWN else 4404)
