@@ -38,6 +38,7 @@ from playwright.sync_api import ConsoleMessage, Page, Playwright, Request, Respo
 from tenants.models import User
 from tests.browser_thread import BrowserThread, expect
 from tests.conftest import House, eventually
+from tests.people import a_person
 
 PATIENCE_MS = 8_000
 # Set where a run without a browser would be a run of half the tests.
@@ -156,6 +157,13 @@ def browser(chromium: Chromium) -> Iterator[Browser]:
 def page(browser: Browser, house: House) -> Page:
     """A page at the gateway of the house, as wide as a laptop."""
     return browser.open(house.gateway.url)
+
+
+@pytest.fixture
+def owner(house: House) -> User:
+    person = a_person("owner", house.acme)
+    assert isinstance(person, User)
+    return person
 
 
 @cache

@@ -33,8 +33,8 @@ from tenants.services import create_tenant
 from tests.emptying import empty_tables
 from tests.gateway import Gateway
 
-# Fixtures ``browser`` and ``page``.
-pytest_plugins = ["tests.browser"]
+# Fixtures ``browser``, ``page`` and ``owner``; ``mail`` and ``http``.
+pytest_plugins = ["tests.browser", "tests.receivers"]
 
 # Only what never comes takes as long; a machine with other work may need some of it.
 PATIENCE_SECONDS = 30

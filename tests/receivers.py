@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import socketserver
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from email import message_from_bytes
 from email.message import Message
 from email.policy import default
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
+
+import pytest
+from django.test import override_settings
 
 
 @dataclass
@@ -132,3 +136,26 @@ class MailServer:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+@pytest.fixture
+def mail() -> Iterator[MailServer]:
+    """A mail server, to which this process sends its mail."""
+    server = MailServer()
+    with override_settings(
+        EMAIL_URL="smtp://of-the-tests",
+        EMAIL_BACKEND="django.core.mail.backends.smtp.EmailBackend",
+        EMAIL_HOST="127.0.0.1",
+        EMAIL_PORT=server.port,
+    ):
+        yield server
+    server.close()
+
+
+@pytest.fixture
+def http() -> Iterator[HttpReceiver]:
+    """A receiver of webhooks, which may be told here."""
+    receiver = HttpReceiver()
+    with override_settings(WEBHOOK_NETWORKS=["127.0.0.1/32"]):
+        yield receiver
+    receiver.close()

@@ -85,19 +85,6 @@ def mia(acme: Tenant) -> User:
     return mia
 
 
-@pytest.fixture
-def mail() -> Iterator[MailServer]:
-    server = MailServer()
-    with override_settings(
-        EMAIL_URL="smtp://of-the-tests",
-        EMAIL_BACKEND="django.core.mail.backends.smtp.EmailBackend",
-        EMAIL_HOST="127.0.0.1",
-        EMAIL_PORT=server.port,
-    ):
-        yield server
-    server.close()
-
-
 def signed_in(mia: User, who: str) -> Client:
     """A browser of mia, or of nobody, that signed in as the table says."""
     if who in ("half", "with app"):

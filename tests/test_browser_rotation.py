@@ -11,15 +11,7 @@ from tenants.models import Member, User
 from tests.browser import enter
 from tests.browser_thread import expect
 from tests.conftest import Caller, House, eventually
-from tests.people import a_person
 from tests.revoking import LONG, SHORT
-
-
-@pytest.fixture
-def owner(house: House) -> User:
-    person = a_person("owner", house.acme)
-    assert isinstance(person, User)
-    return person
 
 
 @pytest.fixture

@@ -8,11 +8,10 @@ import pytest
 from allauth.mfa.models import Authenticator
 from playwright.sync_api import Page
 
-from tenants.models import Tenant, User
+from tenants.models import Tenant
 from tests.browser import Browser, check_page, give_password, shoot, sign_in, totp_code
 from tests.browser_thread import expect
 from tests.conftest import House
-from tests.people import a_person
 
 HOME = re.compile(r"/portal/acme/$")
 # What people with and without a second factor may open of their account.
@@ -23,13 +22,6 @@ ACCOUNT_PAGES = [
     "/account/sessions/",
     "/account/password/change/", "/account/logout/", "/account/signup/", "/account/nothing/",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def owner(house: House) -> User:
-    person = a_person("owner", house.acme)
-    assert isinstance(person, User)
-    return person
 
 
 @pytest.fixture

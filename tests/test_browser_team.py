@@ -49,13 +49,6 @@ def house(transactional_db: None, ollama: SimulatorThread, posting: Gateway) -> 
         yield house
 
 
-@pytest.fixture
-def owner(house: House) -> User:
-    owner = a_person("owner", house.acme)
-    assert isinstance(owner, User)
-    return owner
-
-
 def link_in(mail: MailServer) -> str:
     """The path of the link in the newest mail."""
     text = eventually(lambda: mail.mails)[-1].message.get_content()

@@ -25,17 +25,9 @@ from tests.accounts import ago, on, today, used
 from tests.browser import Browser, check_page, enter, shoot, sign_in
 from tests.browser_thread import expect
 from tests.conftest import House
-from tests.people import a_person
 
 FIGURES = ["requests", "cost_micro_usd", "input_tokens", "output_tokens", "cached_tokens", "gpu_ms"]
 COLUMNS = ["Requests", "Cost, USD", "Input tokens", "Output tokens", "Cached input", "GPU time, ms"]
-
-
-@pytest.fixture
-def owner(house: House) -> User:
-    person = a_person("owner", house.acme)
-    assert isinstance(person, User)
-    return person
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import ipaddress
 import json
 import socket
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from io import StringIO
 from typing import Any
@@ -35,27 +34,6 @@ from tenants.services import create_tenant
 from tests.receivers import HttpReceiver, MailServer
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture
-def http() -> Iterator[HttpReceiver]:
-    receiver = HttpReceiver()
-    with override_settings(WEBHOOK_NETWORKS=["127.0.0.1/32"]):
-        yield receiver
-    receiver.close()
-
-
-@pytest.fixture
-def mail() -> Iterator[MailServer]:
-    server = MailServer()
-    with override_settings(
-        EMAIL_URL="smtp://of-the-tests",
-        EMAIL_BACKEND="django.core.mail.backends.smtp.EmailBackend",
-        EMAIL_HOST="127.0.0.1",
-        EMAIL_PORT=server.port,
-    ):
-        yield server
-    server.close()
 
 
 @pytest.fixture

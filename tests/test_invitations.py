@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -48,19 +47,6 @@ def owner(acme: Tenant) -> User:
     owner = a_person("owner", acme)
     assert isinstance(owner, User)
     return owner
-
-
-@pytest.fixture
-def mail() -> Iterator[MailServer]:
-    server = MailServer()
-    with override_settings(
-        EMAIL_URL="smtp://of-the-tests",
-        EMAIL_BACKEND="django.core.mail.backends.smtp.EmailBackend",
-        EMAIL_HOST="127.0.0.1",
-        EMAIL_PORT=server.port,
-    ):
-        yield server
-    server.close()
 
 
 def an_invitation(acme: Tenant, owner: User, **options: Any) -> tuple[Invitation, str]:

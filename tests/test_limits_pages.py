@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.test import Client, override_settings
+from django.test import Client
 
 from audit.models import AuditEvent
 from budgets import alerts, deliveries, services, webhooks
@@ -23,14 +22,6 @@ from tests.test_usage_pages import text_of
 
 MANAGING = frozenset({"owner", "admin"})
 TOLD_OF = ["threshold", "exhausted"]
-
-
-@pytest.fixture
-def http() -> Iterator[HttpReceiver]:
-    receiver = HttpReceiver()
-    with override_settings(WEBHOOK_NETWORKS=["127.0.0.1/32"]):
-        yield receiver
-    receiver.close()
 
 
 def access_of(user: Any) -> Access:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -34,19 +33,6 @@ State = RaiseRequest.State
 @pytest.fixture
 def acme() -> Tenant:
     return create_tenant(slug="acme", name="ACME", actor="test", time_zone="Europe/Berlin")
-
-
-@pytest.fixture
-def mail() -> Iterator[MailServer]:
-    server = MailServer()
-    with override_settings(
-        EMAIL_URL="smtp://of-the-tests",
-        EMAIL_BACKEND="django.core.mail.backends.smtp.EmailBackend",
-        EMAIL_HOST="127.0.0.1",
-        EMAIL_PORT=server.port,
-    ):
-        yield server
-    server.close()
 
 
 def person(who: str, acme: Tenant) -> User:
