@@ -31,8 +31,7 @@ TESTS_IN_AN_HOUR = 10
 LOOKED_BACK = timedelta(days=7)
 MOST_FAILURES = 50
 
-# What only operators are told of is no choice of a tenant's.
-OF_THE_PLATFORM = frozenset({Happening.BOOKS_DISAGREE, Happening.RECORD_PARKED, Happening.TEST})
+# What a tenant may choose; what only operators are told of is not among it.
 TOLD_OF = {
     Happening.THRESHOLD: gettext_lazy("a share of a budget is used"),
     Happening.EXHAUSTED: gettext_lazy("a budget refused a call"),
