@@ -78,17 +78,16 @@ class Access:
     @property
     def keys(self) -> Reach:
         """Whose keys they see; the secret of a key nobody sees again."""
-        if is_operator(self.user, SEE_KEYS) or (self.member and self.member.role in WHOLE_TENANT):
+        if is_operator(self.user, SEE_KEYS) or self._is_one_of(WHOLE_TENANT):
             return Reach.WHOLE_TENANT
         return Reach.OWN_KEYS if self.member else Reach.NOTHING
 
     @property
     def manages_keys(self) -> Reach:
         """Whose keys they issue, rotate, disable and revoke."""
-        if is_operator(self.user, CHANGE_KEYS) or (self.member and self.member.role in MANAGING):
+        if is_operator(self.user, CHANGE_KEYS) or self._is_one_of(MANAGING):
             return Reach.WHOLE_TENANT
-        is_member = self.member is not None and self.member.role == Member.Role.MEMBER
-        return Reach.OWN_KEYS if is_member else Reach.NOTHING
+        return Reach.OWN_KEYS if self._is_one_of(frozenset({Member.Role.MEMBER})) else Reach.NOTHING
 
     @property
     def exports(self) -> bool:
@@ -104,9 +103,6 @@ class Access:
     def reads_audit(self) -> bool:
         """Whether they may read who changed what in the tenant."""
         return is_operator(self.user, SEE_AUDIT) or self._is_one_of(AUDITING)
-
-    def _is_one_of(self, roles: frozenset[Member.Role]) -> bool:
-        return self.member is not None and self.member.role in roles
 
     @property
     def reads_team(self) -> bool:
@@ -128,12 +124,12 @@ class Access:
     @property
     def asks_for_raises(self) -> bool:
         """Whether they may ask for more of a budget that they see."""
-        return bool(self.member and self.member.role in ASKING)
+        return self._is_one_of(ASKING)
 
     @property
     def grants_raises(self) -> bool:
         """Whether they may grant others more of what the tenant shares out: to teams, members and keys."""
-        return self.grants_every_raise or bool(self.member and self.member.role in MANAGING)
+        return self.grants_every_raise or self._is_one_of(MANAGING)
 
     @property
     def grants_every_raise(self) -> bool:
@@ -143,7 +139,10 @@ class Access:
     @property
     def manages_recipients(self) -> bool:
         """Whether they say who is told of what happens to the tenant."""
-        return bool(self.member and self.member.role in MANAGING)
+        return self._is_one_of(MANAGING)
+
+    def _is_one_of(self, roles: frozenset[Member.Role]) -> bool:
+        return self.member is not None and self.member.role in roles
 
 
 def is_operator(user: Person, permission: str = SEE_TENANTS) -> bool:
@@ -171,15 +170,3 @@ def access_to(user: Person, slug: str) -> Access | None:
         if tenant is None or not isinstance(user, User):
             return None
         return Access(user, tenant, Member.objects.filter(tenant=tenant, user=user).first())
-
-
-def may_read_usage(user: Person, tenant: Tenant) -> Reach:
-    """How much of what ``tenant`` used a person may read."""
-    access = access_to(user, tenant.slug)
-    return access.usage if access else Reach.NOTHING
-
-
-def may_export(user: Person, tenant: Tenant) -> bool:
-    """Whether a person may take usage and statements of ``tenant`` with them."""
-    access = access_to(user, tenant.slug)
-    return access is not None and access.exports

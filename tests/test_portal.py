@@ -8,7 +8,7 @@ from django.contrib.auth.models import Permission
 from django.test import Client
 
 from tenants import services
-from tenants.access import Reach, may_export, may_read_usage, tenants_of
+from tenants.access import Reach, access_to, tenants_of
 from tenants.models import Tenant, User
 from tests.conftest import House
 from tests.people import EVERYBODY, MAY_EXPORT, OPERATORS, ROLES, UNKNOWN, Outline, a_browser, a_person
@@ -50,10 +50,10 @@ def test_each_page_opens_for_those_whose_it_is(acme: Tenant, page: str, who: str
 
 @pytest.mark.parametrize("who", EVERYBODY)
 def test_the_rules_say_who_reads_and_who_takes_usage_with_them(acme: Tenant, who: str) -> None:
-    person = a_person(who, acme)
+    access = access_to(a_person(who, acme), "acme")
 
-    assert may_read_usage(person, acme) == MAY_READ.get(who, Reach.NOTHING)
-    assert may_export(person, acme) == (who in MAY_EXPORT)
+    assert (access.usage if access else Reach.NOTHING) == MAY_READ.get(who, Reach.NOTHING)
+    assert bool(access and access.exports) == (who in MAY_EXPORT)
 
 
 def test_an_operator_needs_the_permission_for_usage_besides_the_one_for_tenants(acme: Tenant) -> None:
@@ -61,8 +61,9 @@ def test_an_operator_needs_the_permission_for_usage_besides_the_one_for_tenants(
     olga.user_permissions.set(Permission.objects.filter(codename="view_tenant"))
 
     assert list(tenants_of(olga)) == [acme]
-    assert not may_read_usage(olga, acme)
-    assert not may_export(olga, acme)
+    access = access_to(olga, "acme")
+    assert access is not None
+    assert (access.usage, access.exports) == (Reach.NOTHING, False)
 
 
 def test_a_tenant_of_others_looks_like_none_at_all(acme: Tenant) -> None:
