@@ -18,6 +18,7 @@ from django.views.decorators.http import require_GET
 from audit.models import RequestEvent
 from budgets.counters import EPOCH
 from budgets.explaining import month_after
+from budgets.key_limits import HIGH
 from budgets.limits_seen import Seeing, Seen, look_at_limits, tightest
 from budgets.models import Scope, UsageRollup
 from budgets.raise_requests import open_requests
@@ -25,6 +26,7 @@ from budgets.reading import readable
 from budgets.refused_calls import newest_refusals
 from budgets.usage import Selection, breakdown
 from keys.models import ApiKey
+from keys.states import EXPIRING
 from proxy import offered
 from proxy.portal_models import live_keys
 from tenants.access import Access, Reach
@@ -34,10 +36,8 @@ from tenants.redis import RedisError, redis_now
 
 HOURS = 24
 REFUSALS = 5
-# Days before its end, and without use, from which a key needs care.
-EXPIRING = timedelta(days=14)
+# Without use for so long a key needs care.
 UNUSED = timedelta(days=90)
-NEAR_PERCENT = 80
 MOST_KEYS = 20
 # While the first request is waited for.
 REFRESH_SECONDS = 3
@@ -139,7 +139,7 @@ def _care(access: Access, seeing: Seeing) -> list[Care]:
     for key in keys.filter(~Exists(used), created_at__lt=moment - UNUSED)[:MOST_KEYS]:
         found.setdefault(key.pk, Care(key)).unused = True
     for one in (*seeing.own, *seeing.others):
-        if one.scope != Scope.KEY or one.row.shadow or one.percent is None or one.percent < NEAR_PERCENT:
+        if one.scope != Scope.KEY or one.row.shadow or one.percent is None or one.percent < HIGH:
             continue
         limited = one.row.key
         if limited is not None and limited.revoked_at is None:
