@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import uuid
@@ -124,7 +125,10 @@ def test_the_form_tells_what_is_wrong_and_arms_nothing(olga, acme, fields):
     response = olga.post(reverse(ADD), form(**{"confirmation": "platform"} | fields))
 
     assert response.status_code == 200
-    assert "errorlist" in response.content.decode()
+    shown = html.unescape(response.content.decode())
+    wrong = [text for texts in response.context["adminform"].errors.values() for text in texts]
+    assert wrong
+    assert [text for text in wrong if text not in shown] == []
     assert not KillSwitch.objects.exists()
 
 
