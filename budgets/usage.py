@@ -192,7 +192,7 @@ def estimated_share(figures: Mapping[str, Any]) -> int:
 
 def in_percent(per_mille: int) -> str:
     """Per mille as people read it, such as ``12.5 %``."""
-    return f"{number_format(Decimal(per_mille) / 10, 1)} %"
+    return f"{number_format(Decimal(per_mille).scaleb(-1), 1)} %"
 
 
 class _Over(Func):

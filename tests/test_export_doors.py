@@ -238,7 +238,7 @@ def test_looking_first_shows_what_the_file_will_add_up_to(acme: Tenant, fay: Use
     totals = usage.totals(an_order(acme).selection)
     assert "3, from 3 entries of the ledger" in page
     assert totals["cost_micro_usd"] == 900_219
-    assert '<span title="900219 micro-USD">$0.900219</span>' in page
+    assert '<span title="900,219 micro-USD">$0.900219</span>' in page
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert "3,000,000, 0 of them cached" in page

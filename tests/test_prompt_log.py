@@ -120,6 +120,8 @@ def marked(fields: dict[str, Any], mark: str) -> dict[str, Any]:
 def test_of_a_key_that_did_not_opt_in_nothing_is_kept_anywhere(house: House, keeping: Gateway) -> None:
     watching = opted_in(house)
     change_key(key=watching.key, actor="test", prompt_log_days=None)
+    # This gateway looks for models too, when the house is new to it.
+    eventually(lambda: httpx.get(f"{keeping.url}/v1/models", headers=house.ada.http.headers).is_success)
     for caller, (path, fields) in itertools.product((house.ada, watching), DOORS.items()):
         assert post(keeping, caller, path, marked(fields, CANARY)).status_code == 200, path
     # What was asked later is there, so what was asked before would be.

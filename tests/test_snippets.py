@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from django.test import Client
 
+from proxy.catalog import published_at
 from proxy.snippets import environment, snippets
-from tests.conftest import House
+from tenants.redis import redis_now
+from tests.conftest import House, eventually
 from tests.people import a_browser, a_person
 from tests.test_portal_keys import create
 
@@ -69,6 +71,8 @@ def created(house: House) -> Any:
     """The page of a key that somebody has just created, whose visitors come to the gateway's own address."""
     owner = a_browser(a_person("owner", house.acme))
     owner.defaults["HTTP_HOST"] = house.gateway.url.removeprefix("http://")
+    # The gateway remembers the models of the test before; what a page knows has to be found again.
+    eventually(lambda: redis_now().exists(published_at("sim")))
     page = create(owner)
     assert page.status_code == 200
     return page

@@ -357,4 +357,4 @@ def test_the_admin_leads_from_an_entry_to_how_its_cost_came_about(acme: Tenant) 
     there = f"/portal/acme/requests/{entry.request_id}/"
     assert f'href="{there}"' in admin_page(entry)
     assert browser.get(there).status_code == 200
-    assert "/portal/" not in admin_page(gone)
+    assert "/portal/globex/" not in admin_page(gone)
