@@ -19,13 +19,16 @@ from audit.admin import ReadOnlyAdmin, ask_reason
 from audit.models import LoggedPrompt
 from audit.sealing import Unreadable
 from keys import services
+from keys.account_actions import ServiceAccountActions
 from keys.admin_actions import KeyActions
 from keys.endpoints import DOORS
 from keys.models import AnonymousAccess, ApiKey, KeySecret, ManagementKey, PolicyRule, PromptRules
 from keys.prompts import check_lifetime, find_prompt, read_prompt, set_prompt_rules
 from keys.scopes import SCOPES
 from tenants.forms import WhichModelsForm
-from tenants.models import User
+from tenants.models import ServiceAccount, User
+
+admin.site.register(ServiceAccount, ServiceAccountActions)
 
 ANONYMOUS_LIMITS = ("visitor_tokens", "address_tokens", "address_streams", "check_after")
 

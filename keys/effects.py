@@ -17,7 +17,7 @@ from keys.above import above
 from keys.models import ApiKey
 from keys.states import State, in_state
 from tenants import generations
-from tenants.models import Tenant
+from tenants.models import ServiceAccount, Tenant
 from tenants.redis import RedisError
 
 Row = TypeVar("Row", ApiKey, Tenant)
@@ -43,12 +43,25 @@ def working_keys(tenants: Sequence[Tenant]) -> list[ApiKey]:
     return list(ApiKey.objects.filter(in_state(State.LIVE, now()), tenant__in=tenants))
 
 
+def keys_of_accounts(accounts: Sequence[ServiceAccount]) -> list[ApiKey]:
+    """The keys that closing service accounts revokes; those of one that is closed are revoked already."""
+    return list(ApiKey.objects.filter(service_account__in=accounts, revoked_at=None))
+
+
 def running_calls(keys: Sequence[ApiKey]) -> int | None:
     """How many calls run with ``keys`` now; None: Redis cannot be asked."""
     try:
         return above.running_calls([key.pk for key in keys])
     except RedisError:
         return None
+
+
+def cut_calls(keys: Sequence[ApiKey]) -> str:
+    """For operators: how many calls are cut when ``keys`` are switched off now, a sentence."""
+    running = running_calls(keys)
+    if running is None:
+        return "Redis cannot be reached, so nobody can say how many calls run with them."
+    return f"Running calls that are cut: {running}."
 
 
 def measured(keys: Sequence[ApiKey], change: Callable[[ApiKey], bool]) -> Effect:

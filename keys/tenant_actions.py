@@ -63,13 +63,7 @@ class TenantActions(TenantAdmin):
 def suspending(tenants: list[Tenant]) -> str:
     """What suspending will do, in words; of tenants that are suspended already, nothing."""
     keys = effects.working_keys([one for one in tenants if one.state == Tenant.State.ACTIVE])
-    running = effects.running_calls(keys)
-    cuts = (
-        "Redis cannot be reached, so nobody can say how many calls run with them."
-        if running is None
-        else f"Running calls that are cut: {running}."
-    )
-    return f"Keys that work now and are refused from the next call on: {len(keys)}. {cuts}"
+    return f"Keys that work now and are refused from the next call on: {len(keys)}. {effects.cut_calls(keys)}"
 
 
 def resuming(tenants: list[Tenant]) -> str:

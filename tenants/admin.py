@@ -15,7 +15,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from unfold.admin import ModelAdmin
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
-from audit.admin import AuditedAdmin, ask_reason
+from audit.admin import AuditedAdmin
 from tenants import generations, services
 from tenants.forms import WhichModelsForm
 from tenants.models import Member, ServiceAccount, Team, Tenant, User
@@ -209,7 +209,6 @@ class MemberAdmin(ModelAdmin):
         services.remove_member(member=obj, actor=str(request.user))
 
 
-@admin.register(ServiceAccount)
 class ServiceAccountAdmin(ModelAdmin):
     """Programs of tenants that have keys of their own. Closing one revokes its keys."""
 
@@ -220,7 +219,6 @@ class ServiceAccountAdmin(ModelAdmin):
     search_fields = ["name", "tenant__slug"]
     autocomplete_fields = ["tenant", "team"]
     show_full_result_count = False
-    actions = ["close"]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
         return ["tenant", "created_at", "closed_at"] if obj else ["created_at", "closed_at"]
@@ -236,21 +234,3 @@ class ServiceAccountAdmin(ModelAdmin):
             obj.pk = services.create_service_account(
                 tenant=obj.tenant, name=obj.name, team=obj.team, actor=actor
             ).pk
-
-    @admin.action(description="Close selected service accounts", permissions=["change"])
-    def close(self, request: HttpRequest, accounts: QuerySet[ServiceAccount]) -> HttpResponse | None:
-        reason = request.POST.get("reason", "").strip()
-        if not reason:
-            return ask_reason(self, request, accounts, action="close", title="Close service accounts")
-        actor = str(request.user)
-        revoked = [
-            services.close_service_account(account=account, actor=actor, reason=reason)
-            for account in accounts
-        ]
-        closed = [keys for keys in revoked if keys is not None]
-        self.message_user(
-            request,
-            f"Closed {len(closed)} of {len(revoked)} service accounts; keys revoked: {sum(closed)}.",
-            messages.SUCCESS,
-        )
-        return None

@@ -386,3 +386,22 @@ def test_scopes_and_networks_are_chosen_on_the_form_and_emptied_again(admin_clie
     assert "Is 192.0.2.0/24 meant?" in refused.content.decode()
     key.refresh_from_db()
     assert (key.scopes, key.address_blocks) == (None, None)
+
+
+def test_closing_a_service_account_shows_what_it_does_before_it_does_it(admin_client, acme):
+    account = tenant_services.create_service_account(tenant=acme, name="build", actor="root")
+    services.issue_key(tenant=acme, label="ci", service_account=account, actor="root")
+    action = {"action": "close", "_selected_action": [str(account.pk)]}
+    accounts = reverse("admin:tenants_serviceaccount_changelist")
+
+    asked = admin_client.post(accounts, action).content.decode()
+
+    assert "Keys that are revoked for good: 1. Running calls that are cut: 0." in asked
+    account.refresh_from_db()
+    assert account.closed_at is None
+
+    done = admin_client.post(accounts, action | {"reason": "moved"}, follow=True).content.decode()
+
+    assert "Closed 1 of 1 service accounts; keys revoked: 1." in done
+    assert ApiKey.objects.get().revoked_at is not None
+    assert AuditEvent.objects.get(action="service_account.closed").reason == "moved"
