@@ -109,6 +109,7 @@ def build(walled: list[type[models.Model]], shared: Mapping[str, str]) -> None:
             cursor.execute("SELECT to_regclass(%s) IS NOT NULL", [table])
             if cursor.fetchone()[0]:
                 cursor.execute(f'GRANT {rights} ON "{table}" TO {ROLE}')
+        _close_others(cursor, [*(model._meta.db_table for model in walled), *shared])  # noqa: SLF001
         cursor.execute(DEFINERS)
         for (function,) in cursor.fetchall():
             # Triggers write what no door may: generations, links of the audit.
@@ -196,6 +197,19 @@ def _wall(cursor: Any, model: type[models.Model]) -> None:
             cursor.execute(f"COMMENT ON POLICY {name} ON \"{table}\" IS '{digest}'")
         cursor.execute(f'ALTER TABLE "{table}" ENABLE ROW LEVEL SECURITY')
     cursor.execute(f'GRANT SELECT, INSERT, UPDATE, DELETE ON "{table}" TO {ROLE}')
+
+
+def _close_others(cursor: Any, reached: list[str]) -> None:
+    """Take back what the role may do with tables that are not told any more."""
+    cursor.execute(
+        "SELECT DISTINCT oid::regclass::text FROM pg_class, aclexplode(relacl) AS granted "
+        "WHERE relkind IN ('r', 'p', 'v', 'm') AND relnamespace = current_schema()::regnamespace "
+        "AND grantee = %s::regrole AND relname <> ALL(%s) "
+        "AND relowner = (SELECT oid FROM pg_roles WHERE rolname = current_user)",
+        [ROLE, reached],
+    )
+    for (table,) in cursor.fetchall():
+        cursor.execute(f"REVOKE ALL ON {table} FROM {ROLE}")
 
 
 def _ensure_role() -> None:

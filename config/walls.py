@@ -31,13 +31,12 @@ SHARED = {
     "tenants.User": (WRITE, "people are of no tenant; their place in one, Member, is"),
     "tenants.User_groups": (READ, "what operators may do"),
     "tenants.User_user_permissions": (READ, "what operators may do"),
-    "tenants.KeptAnswer": (WRITE, "found by who asked, and says nothing of a tenant but to them"),
     "tenants.Generation": (WRITE, "how often settings changed, raised by whoever changes them"),
     "proxy.Upstream": (READ, "where calls go is the platform's"),
     "budgets.Estimate": (READ, "bytes per token of a model, from the calls of all"),
     "budgets.ArchivedMonth": (READ, "which months are archived is the same for all"),
 }
-# Tables that no door uses but an operator's, who is held by no wall.
+# Tables that no door reaches from within a tenant: only operators' doors do, and code that says across().
 OF_THE_SYSTEM = {
     "admin.LogEntry": "what operators did in the admin",
     "audit.AuditLink": "chains of all; written by a trigger",
@@ -51,6 +50,7 @@ OF_THE_SYSTEM = {
     "budgets.PriceProposal": "what operators decide about prices",
     "budgets.Verification": "whether the books of all agree",
     "budgets.RunningCall": "lies in Redis",
+    "tenants.KeptAnswer": "answers to programs of all, found by who asked",
 }
 
 
