@@ -94,6 +94,9 @@ OF_NO_TENANT = {
 }
 # What narrows a page or a list, and the row that its value is of.
 FILTERS: dict[str, dict[str, str]] = {
+    # What any page may look for.
+    "portal/": {"q": "slug", "request": "request"},
+    "portal/<slug:slug>/keys/": {"q": "key_label", "owner": "key_owner"},
     "portal/<slug:slug>/keys/change/revoke/": {"key": "key"},
     "portal/<slug:slug>/keys/change/disable/": {"key": "key"},
     "portal/<slug:slug>/keys/change/enable/": {"key": "key"},
@@ -208,8 +211,10 @@ class Belongings(dict[str, Any]):
         alias = save_alias(
             alias=ModelAlias(tenant=tenant, alias=f"{slug}-alias:latest", model="tiny:1b"), actor="test"
         )
+        # Of a team, so that owners decide on it and get to see it.
+        shared_out = set_budget(scope="team", team=team, unit="tokens", period="day", limit=9, actor="test")
         asked = ask_for_raise(
-            access=Access(user, tenant, member), budget=budget, to=99, until=now() + timedelta(hours=1),
+            access=Access(user, tenant, member), budget=shared_out, to=99, until=now() + timedelta(hours=1),
             reason=f"{slug}-deadline",
         )  # fmt: skip
         recipient = add_recipient(
@@ -225,8 +230,8 @@ class Belongings(dict[str, Any]):
         super().__init__(
             tenant=tenant.pk, slug=slug, team=team.pk, member=member.pk, person=user.username, key=key.pk,
             budget=budget.pk, budget_raise=raised.pk, rate_limit=rate.pk, price=price.pk, alias=alias.pk,
-            raise_request=asked.pk, alert_recipient=recipient.pk, service_account=account.pk,
-            invitation=invited.pk,
+            key_label=key.label, key_owner=f"member:{member.pk}", raise_request=asked.pk,
+            alert_recipient=recipient.pk, service_account=account.pk, invitation=invited.pk,
             kill_switch=switch.pk, statement_row=statement.pk, request=entry.request_id,
             statement=statement.number, export=export.pk, export_link=export.link,
             audit_event=AuditEvent.objects.filter(tenant_id=tenant.pk).latest("pk").pk,
