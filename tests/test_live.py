@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,7 @@ from django.http import HttpRequest
 from django.test import Client, RequestFactory
 from websockets.exceptions import ConnectionClosed
 
+from audit.walls import across
 from budgets.services import arm_kill_switch, lift_kill_switch
 from config.live import routes
 from config.second_factor import WHY
@@ -346,6 +348,9 @@ class Counted(LiveView):
 
     def subject(self, request: HttpRequest, **parts: Any) -> str:
         return "the same for everybody"
+
+    def place(self, subject: str) -> AbstractContextManager[None]:
+        return across()
 
     def parts(self, subject: str) -> dict[str, str]:
         self.may_read.wait(30)
