@@ -13,6 +13,8 @@ from tests.browser import Browser, check_page, give_password, shoot, sign_in, to
 from tests.browser_thread import expect
 from tests.conftest import House
 
+pytestmark = pytest.mark.usefixtures("begun")
+
 HOME = re.compile(r"/portal/acme/$")
 # What people with and without a second factor may open of their account.
 ACCOUNT_PAGES = [
@@ -128,6 +130,7 @@ def test_a_person_ends_all_other_sessions(browser, house, page, owner):
     page.goto("/account/sessions/")
 
     page.get_by_role("button", name="End all other sessions").click()
+    expect(page.get_by_role("main").get_by_role("button", name="Sign out")).to_be_visible()
 
     elsewhere.reload()
     expect(elsewhere).to_have_url(re.compile("/account/login/"))
