@@ -39,8 +39,6 @@ REFUSALS = 5
 # Without use for so long a key needs care.
 UNUSED = timedelta(days=90)
 MOST_KEYS = 20
-# While the first request is waited for.
-REFRESH_SECONDS = 3
 
 
 @dataclass(slots=True)
@@ -60,6 +58,11 @@ def home(request: HttpRequest, access: Access) -> HttpResponse:
     """What a person wants to know first; before their first request, how to make it."""
     if access.usage == Reach.NOTHING:
         return render(request, "portal/home/nothing.html")
+    if request.headers.get("HX-Request"):
+        # The page asks whether the first request has come; while it has not, nothing on it changes.
+        if not _first_request_seen(access):
+            return HttpResponse(status=204)
+        return render(request, "portal/home/_arrival.html", {"has_keys": True, "seen": True})
     chart = _last_day(access)
     if file := as_file(request, [chart]):
         return file
@@ -85,10 +88,7 @@ def home(request: HttpRequest, access: Access) -> HttpResponse:
         "seen": seen,
         "door": request.build_absolute_uri("/v1/chat/completions"),
     }
-    response = render(request, "portal/home/home.html", context)
-    if has_keys and not seen:
-        response["Refresh"] = str(REFRESH_SECONDS)
-    return response
+    return render(request, "portal/home/home.html", context)
 
 
 def _member_id(access: Access) -> Any:

@@ -35,8 +35,6 @@ from playwright import sync_api
 from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import ConsoleMessage, Page, Playwright, Request, Response, sync_playwright
 
-from audit.models import RequestEvent
-from budgets import refused_calls
 from tenants.models import User
 from tests.browser_thread import BrowserThread, expect
 from tests.conftest import House, eventually
@@ -166,22 +164,6 @@ def owner(house: House) -> User:
     person = a_person("owner", house.acme)
     assert isinstance(person, User)
     return person
-
-
-@pytest.fixture
-def begun(house: House) -> None:
-    """The first request of the house was seen: one that was refused, so nothing is booked.
-
-    Before it the home of the portal comes again by itself every few seconds,
-    which breaks off whatever a test goes to meanwhile.
-    """
-    assert house.ada.chat(model="nowhere").status_code == 403
-
-    def seen() -> bool:
-        refused_calls.drain()
-        return RequestEvent.objects.exists()
-
-    eventually(seen)
 
 
 @cache

@@ -67,6 +67,8 @@ def test_a_newcomer_is_led_to_the_first_request_and_sees_it_arrive(
     house.booked()
 
     # By itself.
+    expect(page.get_by_text("First request seen.")).to_be_visible()
+    page.get_by_role("link", name="What it used").click()
     expect(page.get_by_role("heading", name="Three steps to the first answer")).to_be_hidden()
 
 

@@ -13,8 +13,6 @@ from tests.browser import Browser, check_page, give_password, shoot, sign_in, to
 from tests.browser_thread import expect
 from tests.conftest import House
 
-pytestmark = pytest.mark.usefixtures("begun")
-
 HOME = re.compile(r"/portal/acme/$")
 # What people with and without a second factor may open of their account.
 ACCOUNT_PAGES = [

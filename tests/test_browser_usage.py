@@ -31,7 +31,7 @@ COLUMNS = ["Requests", "Cost, USD", "Input tokens", "Output tokens", "Cached inp
 
 
 @pytest.fixture
-def signed_in(page: Page, owner: User, begun: None) -> Page:
+def signed_in(page: Page, owner: User) -> Page:
     enter(page, owner)
     return page
 

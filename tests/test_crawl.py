@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(300)]
 
 ADDRESSES = addresses()
 VISITORS = [*Member.Role.values, "owner on the staff", "key of a tenant"]
-# In pages that have a form, and different each time: Django's token, and the number of a form that is sent once.
+# In pages that have a form, and different each time: Django's token, and the number of what is sent once.
 TOKEN = re.compile(r'(name="(?:csrfmiddlewaretoken|form)" value=")\w+')
 
 

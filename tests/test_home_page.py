@@ -248,6 +248,7 @@ def test_a_newcomer_is_led_to_the_first_request_and_sees_it_arrive(house: House)
 
     caller = house.caller(member=member)
     waiting = browser.get(HOME)
+    asked = browser.get(HOME, headers={"HX-Request": "true"})
     assert caller.chat().status_code == 200
 
     def arrived() -> Any:
@@ -257,10 +258,12 @@ def test_a_newcomer_is_led_to_the_first_request_and_sees_it_arrive(house: House)
 
     after = eventually(arrived)
     assert "Three steps to the first answer" in without_key.content.decode()
-    assert "Refresh" not in without_key.headers
+    assert "hx-get" not in without_key.content.decode()
     assert "Waiting for the first request." in waiting.content.decode()
-    assert waiting.headers["Refresh"] == "3"
-    assert "Refresh" not in after.headers
+    assert 'hx-get="/portal/acme/"' in waiting.content.decode()
+    assert asked.status_code == 204
+    assert "First request seen." in browser.get(HOME, headers={"HX-Request": "true"}).content.decode()
+    assert "hx-get" not in after.content.decode()
 
 
 def test_the_first_request_counts_when_it_was_refused_too(house: House, owner: Client) -> None:
