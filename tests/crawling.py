@@ -97,6 +97,8 @@ FILTERS: dict[str, dict[str, str]] = {
     # What any page may look for.
     "portal/": {"q": "slug", "request": "request"},
     "portal/<slug:slug>/keys/": {"q": "key_label", "owner": "key_owner"},
+    # Looks for nothing, and tells to the second when a key would end that is made now.
+    "portal/<slug:slug>/keys/new/": {},
     "portal/<slug:slug>/keys/change/revoke/": {"key": "key"},
     "portal/<slug:slug>/keys/change/disable/": {"key": "key"},
     "portal/<slug:slug>/keys/change/enable/": {"key": "key"},
