@@ -714,7 +714,8 @@ def test_three_hundred_calls_that_end_in_all_ways_leave_nothing(house):
     eventually(lambda: nothing_is_left(house))
     # Connections to Ollama that are kept for the next call, one for each that ran at a time.
     eventually(lambda: open_files(house) <= before + 12)
-    assert len(house.ollama._connections) <= 14
+    # The other end notices a moment later.
+    eventually(lambda: len(house.ollama._connections) <= 14)
     calls = len(house.ollama.calls)
     entries = house.booked(calls + sum(call.path == "" for call in house.ollama.calls))
     assert len({entry.request_id for entry in entries}) == len(entries)
