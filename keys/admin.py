@@ -7,7 +7,7 @@ from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.options import InlineModelAdmin
 from django.core.exceptions import ValidationError
-from django.db.models import Model, Q, QuerySet
+from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
@@ -25,6 +25,7 @@ from keys.endpoints import DOORS
 from keys.models import AnonymousAccess, ApiKey, KeySecret, ManagementKey, PolicyRule, PromptRules
 from keys.prompts import check_lifetime, find_prompt, read_prompt, set_prompt_rules
 from keys.scopes import SCOPES
+from keys.states import State, in_state
 from tenants.forms import WhichModelsForm
 from tenants.models import ServiceAccount, User
 
@@ -67,23 +68,11 @@ class StateFilter(admin.SimpleListFilter):
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: admin.ModelAdmin) -> list[tuple[str, str]]:
-        return [
-            ("live", "Live"), ("disabled", "Disabled"), ("expired", "Expired"), ("revoked", "Revoked"),
-        ]  # fmt: skip
+        return [(state.value, state.value.capitalize()) for state in State]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
-        match self.value():
-            case "live":
-                works = queryset.filter(disabled_at=None, revoked_at=None)
-                return works.filter(Q(expires_at=None) | Q(expires_at__gt=now()))
-            case "disabled":
-                return queryset.filter(revoked_at=None).exclude(disabled_at=None)
-            case "expired":
-                return queryset.filter(expires_at__lte=now(), revoked_at=None)
-            case "revoked":
-                return queryset.exclude(revoked_at=None)
-            case _:
-                return queryset
+        state = self.value()
+        return queryset.filter(in_state(State(state), now())) if state in State.values else queryset
 
 
 class SecretInline(TabularInline):
