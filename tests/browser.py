@@ -37,10 +37,10 @@ from playwright.sync_api import ConsoleMessage, Page, Playwright, Request, Respo
 
 from tenants.models import User
 from tests.browser_thread import BrowserThread, expect
-from tests.conftest import House, eventually
+from tests.conftest import PATIENCE_SECONDS, House, eventually
 from tests.people import a_person
 
-PATIENCE_MS = 8_000
+PATIENCE_MS = PATIENCE_SECONDS * 1000
 # Set where a run without a browser would be a run of half the tests.
 NEEDED = "TOLLGATE_NEEDS_BROWSER"
 MISSING = f"no Chromium here; get one by: apt-get install chromium (with {NEEDED}=1 this is a failure)"
