@@ -43,6 +43,12 @@ def sign_out(page: Page) -> None:
     expect(page).to_have_url(re.compile("/account/login/"))
 
 
+def wait_for_script(page: Page, address: str) -> None:
+    """Until a press of the page's button for passkeys is heard: it does nothing but by script."""
+    expect(page).to_have_url(re.compile(address))
+    page.wait_for_load_state()
+
+
 def test_who_needs_a_second_factor_sets_an_app_up_and_signs_in_with_it(page, house, owner):
     Tenant.objects.update(needs_second_factor=True)
 
@@ -101,15 +107,19 @@ def test_a_passkey_is_added_signs_in_and_is_removed(at_localhost, owner):
     give_password(page, owner)
     page.goto("/account/2fa/")
     page.get_by_role("link", name="Add").click()
+    wait_for_script(page, "/account/2fa/webauthn/add/")
     page.get_by_label("Name").fill("Laptop")
     page.get_by_role("button", name="Add").click()
     page.get_by_label("I have saved my recovery codes").check()
     page.goto("/account/2fa/webauthn/")
     expect(page.get_by_role("row", name="Laptop")).to_be_visible()
+    page.goto("/account/2fa/webauthn/add/")
+    page.get_by_role("button", name="Add").click()
+    expect(page.get_by_role("alert")).to_have_text("This passkey is on your list already.")
     sign_out(page)
 
     give_password(page, owner)
-    expect(page).to_have_url(re.compile("/account/2fa/authenticate/"))
+    wait_for_script(page, "/account/2fa/authenticate/")
     page.get_by_role("button", name="Use a security key").click()
     expect(page).to_have_url(HOME)
 
@@ -118,6 +128,17 @@ def test_a_passkey_is_added_signs_in_and_is_removed(at_localhost, owner):
     page.get_by_role("button", name="Remove").click()
     expect(page.get_by_text("You have no passkey yet.")).to_be_visible()
     assert not Authenticator.objects.filter(type=Authenticator.Type.WEBAUTHN).exists()
+
+
+def test_a_person_is_told_why_a_passkey_cannot_be_added(page, owner):
+    give_password(page, owner)
+    page.goto("/account/2fa/webauthn/add/")
+
+    # No passkey is for an IP address.
+    page.get_by_role("button", name="Add").click()
+
+    expect(page.get_by_role("alert")).to_contain_text("They need HTTPS and a name")
+    check_page(page)
 
 
 def test_a_person_ends_all_other_sessions(browser, house, page, owner):
