@@ -38,6 +38,7 @@ from budgets.models import (
     Recipient,
     Scope,
 )
+from budgets.notice_words import budget_named, whose_calls
 from budgets.notices import tell
 from budgets.standing import Standing, standings
 from tenants.models import Tenant
@@ -115,19 +116,10 @@ def _tell_of_crossing(stand: Standing, thresholds: list[int]) -> int:
     """Write all down; people are told of the highest, which says the others too."""
     written = 0
     for threshold in thresholds:
-        whole = f"{stand.budget.get_unit_display().lower()} per {stand.length}"
-        text = (
-            f"{threshold} % of {stand.budget.whose}'s {whole} is used: "
-            f"{amount(stand.budget.unit, stand.used)} of {amount(stand.budget.unit, stand.limit or 0)}."
-        )
-        if stand.budget.shadow:
-            text += " It is in shadow mode and refuses nothing."
-        elif stand.empty_at is not None:
-            text += f" At this pace it is empty on {stand.empty_at:%Y-%m-%d %H:%M} UTC."
         notice = tell(
             happening=Happening.THRESHOLD,
             subject=str(stand.budget.pk),
-            text=text,
+            values={"threshold": threshold} | values_of(stand),
             facts={"threshold": threshold} | facts_of(stand),
             tenant_id=stand.budget.tenant_id,
             tenant="" if stand.budget.tenant is None else stand.budget.tenant.slug,
@@ -159,18 +151,10 @@ def _tell_of_refusals(refusing: Sequence[BudgetPeriod]) -> int:
         budget = stand.budget
         if (budget.pk, stand.starts_at) not in new or stand.limit is None:
             continue
-        did = "would have refused" if budget.shadow else "refuses"
-        text = (
-            f"{budget.whose}'s {budget.get_unit_display().lower()} per {budget.length} {did} calls: of "
-            f"{amount(budget.unit, stand.limit)}, {amount(budget.unit, stand.used)} is used and "
-            f"{amount(budget.unit, stand.held)} held for running calls."
-        )
-        if not budget.shadow and stand.ends_at is not None:
-            text += f" It is whole again at {stand.ends_at:%Y-%m-%d %H:%M %Z}."
         notice = tell(
             happening=Happening.SHADOW_REFUSED if budget.shadow else Happening.EXHAUSTED,
             subject=str(budget.pk),
-            text=text,
+            values=values_of(stand),
             facts=facts_of(stand),
             tenant_id=budget.tenant_id,
             tenant="" if budget.tenant is None else budget.tenant.slug,
@@ -205,14 +189,10 @@ def _tell_of_ended_raises() -> int:
             continue
         budget = one.budget
         limit = limit_at(budget, now().timestamp() * 1000)
-        text = (
-            f"The raise of {budget.whose}'s {budget.get_unit_display().lower()} per {budget.length} is over"
-        )
-        text += "." if limit is None else f": its limit is {amount(budget.unit, limit)} now."
         notice = tell(
             happening=Happening.RAISE_ENDED,
             subject=str(one.pk),
-            text=text,
+            values={"budget": budget_named(budget), "limit": limit},
             facts={
                 "raise": {
                     "id": str(one.pk),
@@ -257,22 +237,22 @@ def _tell_of_kill_switch(happening: str, switch: KillSwitch) -> bool:
     """Of a tenant's switch it is told what callers are told; who did it and why is for operators."""
     lift = getattr(switch, "lift", None) if happening == Happening.KILL_SWITCH_LIFTED else None
     by, reason = (switch.armed_by, switch.reason) if lift is None else (lift.lifted_by, lift.reason)
-    internal: dict[str, Any] = {}
+    if happening == Happening.KILL_SWITCH_LIFTED and lift is None:
+        by = reason = ""
+    values: dict[str, Any] = {"stops": whose_calls(switch)}
     if happening == Happening.KILL_SWITCH_ARMED:
-        text = f"A kill switch stops all calls of {switch.subject} until {switch.until:%Y-%m-%d %H:%M} UTC."
-    elif lift is None:
-        text, by, reason = f"The kill switch of {switch.subject} is over: its time has come.", "", ""
+        values["until"] = switch.until.isoformat()
     else:
-        text = f"The kill switch of {switch.subject} was lifted."
+        values["early"] = lift is not None
+    internal: dict[str, Any] = {}
     if switch.tenant_id is None:
         internal = {"by": by or None, "reason": reason or None}
-        text += f" {by}: {reason}" if by else ""
-    elif switch.message and happening == Happening.KILL_SWITCH_ARMED:
-        text += f" {switch.message}"
+    elif happening == Happening.KILL_SWITCH_ARMED:
+        values["message"] = switch.message
     notice = tell(
         happening=happening,
         subject=str(switch.pk),
-        text=text,
+        values=values | internal,
         facts={
             "kill_switch": {
                 "id": switch.pk,
@@ -308,19 +288,23 @@ def _tell_of_closings() -> int:
 
 def _tell_of_closing(one: PeriodClosing) -> bool:
     zone = ZoneInfo(one.time_zone)
-    of = "" if one.limit is None else f" of {amount(one.unit, one.limit)}"
-    text = (
-        f"{one.budget or one.budget_id}: {amount(one.unit, one.used)}{of} was used from "
-        f"{one.period_start.astimezone(zone):%Y-%m-%d %H:%M} to "
-        f"{one.period_end.astimezone(zone):%Y-%m-%d %H:%M %Z}."
-    )
-    if one.refused:
-        text += f" {one.refused:,} calls {'would have been' if one.shadow else 'were'} refused."
+    budget = Budget.objects.filter(pk=one.budget_id).select_related(*WHOSE).first()
     tenant = None if one.tenant_id is None else Tenant.objects.filter(pk=one.tenant_id).first()
     notice = tell(
         happening=Happening.PERIOD_CLOSED,
         subject=str(one.budget_id),
-        text=text,
+        values={
+            # Of one that was removed only the name is known.
+            "budget": {"name": one.budget or str(one.budget_id), "unit": one.unit}
+            if budget is None
+            else budget_named(budget),
+            "limit": one.limit,
+            "used": one.used,
+            "refused": one.refused,
+            "shadow": one.shadow,
+            "period_start": one.period_start.isoformat(),
+            "period_end": one.period_end.isoformat(),
+        },
         facts={
             "closing": {
                 "budget_id": str(one.budget_id),
@@ -354,13 +338,15 @@ def _tell_of_parked_records() -> int:
     if not parked:
         return 0
     first = parked[0]
-    more = f" {len(parked) - 1:,} more were." if len(parked) > 1 else ""
     tell(
         happening=Happening.RECORD_PARKED,
         subject=first.stream_id,
-        text=f"The usage record {first.stream_id} could not be booked and is parked: "
-        f"{first.reason[:200]}.{more} What such a call used is on its counters and in no other book "
-        "until somebody corrects that.",
+        values={
+            "record": first.stream_id,
+            "reason": first.reason[:200],
+            "count": len(parked),
+            "details": [f"{one.stream_id}: {one.reason[:200]}" for one in parked[:PARKED_NAMED]],
+        },
         facts={
             "parked": [
                 {"stream_id": one.stream_id, "reason": one.reason[:200], "at": one.parked_at.isoformat()}
@@ -382,15 +368,28 @@ def watch_audit() -> AuditCheck | None:
     """
     check = watching.look()
     if check is not None and check.found:
-        more = f" That is one of {check.found:,}." if check.found > 1 else ""
         tell(
             happening=Happening.AUDIT_BROKEN,
             subject=check.troubles[0],
-            text=f"The audit is not as it was written: {check.troubles[0]}.{more} "
-            "“manage.py verify_audit” looks at all of it.",
+            values={"first": check.troubles[0], "found": check.found, "details": check.troubles},
             facts={"audit": {"found": check.found, "troubles": check.troubles}},
         )
     return check
+
+
+def values_of(stand: Standing) -> dict[str, Any]:
+    """The same as a notice keeps it, to be put into words."""
+    return {
+        "budget": budget_named(stand.budget, stand.length),
+        "shadow": stand.budget.shadow,
+        "limit": stand.limit,
+        "used": stand.used,
+        "held": stand.held,
+        "refused": stand.refused,
+        "period_start": stand.starts_at.isoformat(),
+        "period_end": stand.ends_at and stand.ends_at.isoformat(),
+        "empty_at": stand.empty_at and stand.empty_at.isoformat(),
+    }
 
 
 def facts_of(stand: Standing) -> dict[str, Any]:
@@ -419,10 +418,3 @@ def described(budget: Budget) -> dict[str, Any]:
         "period": budget.length,
         "shadow": budget.shadow,
     }
-
-
-def amount(unit: str, number: int) -> str:
-    """A number of a unit for people: money in dollars, all else with commas."""
-    if unit == "micro_usd":
-        return f"${number // 1_000_000:,}.{number % 1_000_000:06d}"
-    return f"{number:,}"

@@ -18,7 +18,6 @@ import orjson
 from django.db import connection
 
 from budgets import ledger, rollups
-from budgets.alerts import amount
 from budgets.counters import PARTITION, Counter
 from budgets.models import Budget, ParkedRecord
 from budgets.rebuild import counter_of, present_periods
@@ -27,6 +26,7 @@ from budgets.schedules import schedules_of
 from budgets.survey import Survey
 from budgets.usage import FIGURES
 from budgets.visitors import FIRST_ID
+from budgets.words import amount
 from tenants.models import Tenant
 
 # So many of each comparison are told; how many there are is counted.
@@ -155,8 +155,8 @@ def _counter_differs(
         check="counters",
         name=counter.key.removeprefix(f"{PARTITION}:budget:"),
         tenant="" if budget is None else _slug_of(budget),
-        what=f"The counter of {whose} from {start:%Y-%m-%d %H:%M} UTC says {amount(unit, counted or 0)}; "
-        f"booked and waiting are {amount(unit, booked)}.",
+        what=f"The counter of {whose} from {start:%Y-%m-%d %H:%M} UTC says {amount(counted or 0, unit)}; "
+        f"booked and waiting are {amount(booked, unit)}.",
         expected=booked,
         found=counted or 0,
         cause=cause,
@@ -343,8 +343,8 @@ def costs(part: Part) -> Found:
             check="costs",
             name=f"{tenant_id}:{day}",
             tenant=slugs.of(tenant_id),
-            what=f"{count} entries of {slugs.of(tenant_id)} on {day} cost {amount('micro_usd', int(cost))} "
-            f"and by the rates in them {amount('micro_usd', int(anew))}; the first is {first}.",
+            what=f"{count} entries of {slugs.of(tenant_id)} on {day} cost {amount(int(cost), 'micro_usd')} "
+            f"and by the rates in them {amount(int(anew), 'micro_usd')}; the first is {first}.",
             expected=int(anew),
             found=int(cost),
             cause="Entries were changed after they were booked; the database lets only its owner do that.",
@@ -388,8 +388,8 @@ def budgets(part: Part) -> Found:
             name=f"{budget_id.hex}:{int(start.timestamp())}",
             tenant=_slug_of(known[budget_id]),
             what=f"{known[budget_id]} from {start:%Y-%m-%d %H:%M} UTC has used "
-            f"{amount(known[budget_id].unit, used)}; of the calls it counts the ledger has "
-            f"{amount(known[budget_id].unit, int(booked))}.",
+            f"{amount(used, known[budget_id].unit)}; of the calls it counts the ledger has "
+            f"{amount(int(booked), known[budget_id].unit)}.",
             expected=int(booked),
             found=used,
             cause="Entries or the row of the period were changed: both are written in one transaction.",

@@ -12,17 +12,22 @@ import random
 import smtplib
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
+from typing import Any
 
 import orjson
 from django.conf import settings
 from django.core.mail import EmailMessage
 from django.db import transaction
 from django.utils.timezone import now
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
 
 from budgets import webhooks
 from budgets.alone import alone
 from budgets.exceptions import NotDelivered
-from budgets.models import Delivery, Recipient
+from budgets.models import Delivery
+from budgets.notice_words import Reader, in_words, lines_of
+from budgets.readers import mailbox, readers_of
 
 logger = logging.getLogger(__name__)
 
@@ -87,50 +92,57 @@ def _send_all(deliveries: list[Delivery]) -> int:
         return 0
     arrived = 0
     with ThreadPoolExecutor(len(deliveries)) as threads:
-        sending = {threads.submit(_attempt, delivery): delivery for delivery in deliveries}
+        sending = {
+            threads.submit(_attempt, delivery, reader): delivery
+            for delivery, reader in zip(deliveries, readers_of(deliveries), strict=True)
+        }
         for done in as_completed(sending):
             arrived += _note(sending[done], *done.result())
     return arrived
 
 
-def _attempt(delivery: Delivery) -> tuple[int | None, str]:
+def _attempt(delivery: Delivery, reader: Reader) -> tuple[int | None, NotDelivered | None]:
     """Send; returns the status of HTTP, if there is one, and what went wrong, or nothing."""
-    recipient, address = delivery.recipient, _mailbox(delivery)
+    recipient, address = delivery.recipient, mailbox(delivery)
     if recipient is None and not address:
-        return None, "the recipient was removed"
+        return None, NotDelivered(gettext_noop("the recipient was removed"))
     try:
         if recipient is None or address:
-            _mail(address, delivery)
-            return None, ""
+            _mail(address, delivery, reader)
+            return None, None
         body = orjson.dumps(delivery.notice.facts)
         headers = {"Content-Type": "application/json", "User-Agent": "Tollgate"}
         headers |= webhooks.signed_headers(recipient, str(delivery.pk), body)
         status = webhooks.post(recipient.address, body, headers)
     except NotDelivered as exc:
-        return None, str(exc)
+        return None, exc
     except Exception as exc:
         # Whatever it is, the others are sent; what it says may have the address in it.
         logger.exception("notice %s could not be sent to %s", delivery.notice_id, delivery.to)
-        return None, type(exc).__name__
-    return status, "" if 200 <= status < 300 else f"the receiver answered {status}"
+        return None, NotDelivered(type(exc).__name__)
+    if 200 <= status < 300:
+        return status, None
+    return status, NotDelivered(gettext_noop("the receiver answered %(status)s"), status=str(status))
 
 
-def _mailbox(delivery: Delivery) -> str:
-    """The address that a notice is mailed to; empty if it goes to a webhook, or there is nobody any more."""
-    if delivery.person is not None:
-        return delivery.person.email if delivery.person.is_active else ""
-    recipient = delivery.recipient
-    return recipient.address if recipient is not None and recipient.kind == Recipient.Kind.EMAIL else ""
+def why_not(attempt: dict[str, Any]) -> str:
+    """What went wrong with an attempt, in the language that is spoken; nothing if it arrived."""
+    # Those from before there were reasons have only the English.
+    return _(attempt["reason"]) % attempt["values"] if attempt.get("reason") else str(attempt["error"])
 
 
-def _note(delivery: Delivery, status: int | None, error: str) -> bool:
+def _note(delivery: Delivery, status: int | None, trouble: NotDelivered | None) -> bool:
     """Write down how an attempt ended; return whether the notice has arrived."""
-    nobody = delivery.recipient is None and not _mailbox(delivery)
+    nobody = delivery.recipient is None and not mailbox(delivery)
     last = nobody or delivery.begun >= MOST_ATTEMPTS
+    error = "" if trouble is None else str(trouble)
+    attempt: dict[str, Any] = {"at": now().isoformat(), "status": status, "error": error}
+    if trouble is not None:
+        attempt |= {"reason": trouble.reason, "values": trouble.values}
     with transaction.atomic():
         # A repeat that was claimed meanwhile may have ended first.
         row = Delivery.objects.select_for_update().get(pk=delivery.pk)
-        row.attempts.append({"at": now().isoformat(), "status": status, "error": error})
+        row.attempts.append(attempt)
         if not error and row.state != Delivery.State.DELIVERED:
             row.state, row.delivered_at = Delivery.State.DELIVERED, now()
         elif error and last and row.state == Delivery.State.WAITING:
@@ -140,16 +152,23 @@ def _note(delivery: Delivery, status: int | None, error: str) -> bool:
     return not error
 
 
-def _mail(address: str, delivery: Delivery) -> None:
-    """Send a notice as a plain message; its id is that of the delivery, so a repeat is known as one."""
+def _mail(address: str, delivery: Delivery, reader: Reader) -> None:
+    """Send a notice as a plain message; its id is that of the delivery, so a repeat is known as one.
+
+    It is put into words for each attempt, so it is read as its reader does by then.
+    """
     if not settings.EMAIL_URL:
-        raise NotDelivered("EMAIL_URL is not set")
-    notice = delivery.notice
+        raise NotDelivered(gettext_noop("EMAIL_URL is not set"))
+    text, lines = in_words(delivery.notice, reader), lines_of(delivery.notice, reader)
     message = EmailMessage(
-        subject="[Tollgate] " + " ".join(notice.text.split())[:150],
-        body=f"{notice.text}\n\n{_lines(notice.facts)}\n",
+        subject="[Tollgate] " + " ".join(text.split())[:150],
+        body="\n".join([text, "", *lines, ""]),
         to=[address],
-        headers={"Message-ID": f"<{delivery.pk}@tollgate>", "Auto-Submitted": "auto-generated"},
+        headers={
+            "Message-ID": f"<{delivery.pk}@tollgate>",
+            "Auto-Submitted": "auto-generated",
+            "Content-Language": reader.language,
+        },
     )
     try:
         message.send()
@@ -157,20 +176,8 @@ def _mail(address: str, delivery: Delivery) -> None:
         raise NotDelivered(f"{type(exc).__name__} {exc.smtp_code}") from exc
     except smtplib.SMTPRecipientsRefused as exc:
         codes = sorted({code for code, _ in exc.recipients.values()})
-        raise NotDelivered(f"the mail server refused the recipient: {codes}") from exc
+        refused = gettext_noop("the mail server refused the recipient: %(codes)s")
+        raise NotDelivered(refused, codes=str(codes)) from exc
     except (OSError, smtplib.SMTPException) as exc:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else type(exc).__name__
-        raise NotDelivered(f"mail server: {reason}") from exc
-
-
-def _lines(facts: dict[str, object], prefix: str = "") -> str:
-    """The facts, one on each line."""
-    lines = []
-    for name, value in facts.items():
-        if name == "text":
-            continue
-        if isinstance(value, dict):
-            lines.append(_lines(value, f"{prefix}{name}."))
-        else:
-            lines.append(f"{prefix}{name}: {'-' if value is None else value}")
-    return "\n".join(lines)
+        raise NotDelivered(gettext_noop("mail server: %(reason)s"), reason=reason) from exc

@@ -15,11 +15,15 @@ class StaleCaller(Exception):
 
 
 class NotDelivered(Exception):
-    """A notice could not be delivered; says why, without secrets. ``status``: what HTTP said, if it did."""
+    """A notice could not be delivered; says why, without secrets.
 
-    def __init__(self, reason: str, status: int | None = None) -> None:
-        super().__init__(reason)
-        self.status = status
+    ``reason`` is marked for translation (``gettext_noop``), ``values`` are what
+    its placeholders stand for, in words of the system.
+    """
+
+    def __init__(self, reason: str, /, **values: str) -> None:
+        super().__init__(reason % values if values else reason)
+        self.reason, self.values = reason, values
 
 
 class LimitReached(Refusal):

@@ -73,9 +73,13 @@ def _warn_of(key: ApiKey, expires_at: datetime, days_before: list[int]) -> int:
         notice = tell(
             happening=Happening.KEY_EXPIRES,
             subject=str(key.pk),
-            text=f"Key {key.label} of {key.tenant.name} expires on {ends:%Y-%m-%d %H:%M %Z}, "
-            f"in less than {_in_words(days)}. Calls with it are refused from then on. "
-            "Give it a later end, or issue another one.",
+            values={
+                "label": key.label,
+                "tenant": key.tenant.name,
+                "expires_at": ends.isoformat(),
+                "days_before": days,
+                "holder": "" if key.member is None else key.member.user.username,
+            },
             facts={
                 "days_before": days,
                 "key": {
@@ -96,10 +100,6 @@ def _warn_of(key: ApiKey, expires_at: datetime, days_before: list[int]) -> int:
         if notice is not None and nearest:
             deliver_to_people(notice, _holders(key))
     return written
-
-
-def _in_words(days: int) -> str:
-    return "a day" if days == 1 else f"{days} days"
 
 
 def _holders(key: ApiKey) -> list[User]:

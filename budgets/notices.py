@@ -11,11 +11,14 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import Q
 from django.utils.timezone import now
 
 from budgets.models import Delivery, Happening, Notice, Recipient
+from budgets.notice_words import Reader, text_of
+from budgets.readers import zone_of
 from tenants.ids import new_id
 from tenants.models import User
 
@@ -25,7 +28,7 @@ def tell(
     *,
     happening: str,
     subject: str,
-    text: str,
+    values: dict[str, Any],
     facts: dict[str, Any],
     tenant_id: UUID | None = None,
     tenant: str = "",
@@ -38,11 +41,14 @@ def tell(
     """Write down that something happened, and tell those who want to know; None if it was told before.
 
     ``subject`` is the id of what it happened to; together with the period,
-    threshold and limit it says what is the same happening. ``facts`` must fit
-    into JSON and hold no secret. ``quietly``: it is written down and nobody is
-    told, because another notice says more.
+    threshold and limit it says what is the same happening. ``values`` is what
+    ``budgets.notice_words`` makes words of, ``facts`` what webhooks are sent
+    beside the English text. Both must fit into JSON and hold no secret.
+    ``quietly``: it is written down and nobody is told, because another notice
+    says more.
     """
     notice_id, at = new_id(), now()
+    text = text_of(happening, values, Reader(settings.LANGUAGE_CODE, zone_of(tenant_id)))
     payload = {
         "id": str(notice_id),
         "happening": happening,
@@ -55,7 +61,7 @@ def tell(
             notice = Notice.objects.create(
                 id=notice_id, happening=happening, subject=subject, period_start=period_start,
                 threshold=threshold, limit=limit, used=used, tenant_id=tenant_id, at=at, text=text,
-                facts=payload,
+                facts=payload, values=values,
             )  # fmt: skip
     except IntegrityError:
         return None
@@ -96,7 +102,7 @@ def try_out(recipient: Recipient, actor: str) -> Delivery:
     notice = tell(
         happening=Happening.TEST,
         subject=str(new_id()),
-        text=f"{actor} tries whether notices of Tollgate arrive here. They do.",
+        values={"who": actor},
         facts={},
         tenant_id=recipient.tenant_id,
         tenant="" if recipient.tenant is None else recipient.tenant.slug,

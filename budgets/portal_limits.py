@@ -5,8 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from django import forms
+from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import Q, QuerySet
@@ -14,13 +16,14 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import path
 from django.utils.timezone import now
+from django.utils.translation import get_language, gettext_lazy
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET, require_POST
 
 from budgets import deliveries, notices, services, webhooks
 from budgets.limits_seen import look_at_limits
 from budgets.models import Delivery, Happening, Notice, Recipient, happenings_told_of
+from budgets.notice_words import Reader, in_words
 from budgets.raise_requests import open_requests
 from tenants.access import Access, Reach
 from tenants.portal import tenant_page
@@ -132,7 +135,7 @@ def recipient(request: HttpRequest, access: Access, recipient_id: UUID) -> HttpR
     return render(
         request,
         "portal/limits/recipient.html",
-        {"recipient": found, "form": form, "failures": _failures(found)},
+        {"recipient": found, "form": form, "failures": _failures(access, found)},
     )
 
 
@@ -149,7 +152,7 @@ def _limits_page(
         "whole": whole,
         "waiting": open_requests(access).count(),
         "recipients": [(one, [TOLD_OF[h] for h in TOLD_OF if h in one.happenings]) for one in recipients],
-        "failures": _failures(*recipients) if recipients else [],
+        "failures": _failures(access, *recipients) if recipients else [],
         "form": form or RecipientForm(initial={"happenings": happenings_told_of()}),
     }
     return render(request, "portal/limits/limits.html", context, status=status)
@@ -165,14 +168,19 @@ def _recipients(access: Access) -> QuerySet[Recipient]:
     return Recipient.objects.filter(tenant=access.tenant)
 
 
-def _failures(*recipients: Recipient) -> list[dict[str, Any]]:
-    """What did not arrive lately, the newest first."""
+def _failures(access: Access, *recipients: Recipient) -> list[dict[str, Any]]:
+    """What did not arrive lately, the newest first, in the words of whoever looks."""
+    reader = Reader(get_language() or settings.LANGUAGE_CODE, ZoneInfo(access.time_zone))
     failed = Delivery.objects.filter(recipient__in=recipients, notice__at__gt=now() - LOOKED_BACK)
     failed = failed.filter(
         Q(state=Delivery.State.DEAD) | Q(state=Delivery.State.WAITING, attempts__0__isnull=False)
     )
     return [
-        {"delivery": one, "error": one.attempts[-1]["error"] if one.attempts else ""}
+        {
+            "delivery": one,
+            "text": in_words(one.notice, reader),
+            "error": deliveries.why_not(one.attempts[-1]) if one.attempts else "",
+        }
         for one in failed.select_related("notice").order_by("-id")[:MOST_FAILURES]
     ]
 
@@ -188,7 +196,7 @@ def _try_out(request: HttpRequest, access: Access, recipient: Recipient) -> None
     if delivery.state == Delivery.State.DELIVERED:
         messages.success(request, _("The test was delivered to %(who)s.") % {"who": recipient.shown_address})
     else:
-        error = delivery.attempts[-1]["error"]
+        error = deliveries.why_not(delivery.attempts[-1])
         messages.error(
             request, _("The test was not delivered: %(error)s. It is tried again.") % {"error": error}
         )

@@ -19,9 +19,9 @@ from django.utils.translation import gettext as _
 
 from audit.recording import record
 from audit.walls import across
-from budgets.alerts import amount
 from budgets.limits import limit_now
 from budgets.models import Budget, BudgetRaise, Happening, RaiseRequest, Scope
+from budgets.notice_words import budget_named
 from budgets.notices import deliver_to_people, tell
 from budgets.services import raise_budget
 from tenants.access import GRANT_RAISES, MANAGING, Access, is_operator
@@ -99,13 +99,9 @@ def ask_for_raise(
         # Sent twice at the same time.
         raise ValidationError(_("You have asked for more of this limit already.")) from exc
     _record(asked, "requested", str(access.user), reason, to=to, until=until)
-    text = (
-        f"{access.user} of {access.tenant.slug} asks for more of {budget.whose}'s "
-        f"{budget.get_unit_display().lower()} per {budget.length}: {amount(budget.unit, to)} instead of "
-        f"{amount(budget.unit, limit)} until {until:%Y-%m-%d %H:%M} UTC. {reason}"
-    )
     page = f"{pages}{asked.pk}/" if pages else ""
-    _tell(asked, Happening.RAISE_REQUESTED, text, page, _who_may_decide(asked))
+    values = {"limit": limit, "to": to, "until": until.isoformat(), "reason": reason}
+    _tell(asked, Happening.RAISE_REQUESTED, values, page, _who_may_decide(asked))
     return asked
 
 
@@ -142,11 +138,8 @@ def grant_request(
     request.raised = raised
     request.save(update_fields=["raised"])
     _record(request, "request_granted", actor, answer, to=to, until=until, raised=raised.pk)
-    text = (
-        f"{actor} has raised {budget.whose}'s {budget.get_unit_display().lower()} per {budget.length} to "
-        f"{amount(budget.unit, to)} until {until:%Y-%m-%d %H:%M} UTC, as {request.asked_by} asked. {answer}"
-    )
-    _tell(request, Happening.RAISE_DECIDED, text.strip(), page, [request.asked_by])
+    values = {"granted": True, "decided_by": actor, "to": to, "until": until.isoformat(), "answer": answer}
+    _tell(request, Happening.RAISE_DECIDED, values, page, [request.asked_by])
     return raised
 
 
@@ -160,15 +153,12 @@ def decline_request(*, request: RaiseRequest, access: Access, answer: str, page:
         raise PermissionDenied
     if not answer.strip():
         raise ValidationError({"answer": _("Say why, so that the person knows what to do.")})
-    actor, budget = str(access.user), request.budget
+    actor = str(access.user)
     declined = _decide(request, State.DECLINED, actor, answer)
     if declined:
         _record(request, "request_declined", actor, answer)
-        text = (
-            f"{actor} has not raised {budget.whose}'s {budget.get_unit_display().lower()} per "
-            f"{budget.length}, as {request.asked_by} asked: {answer}"
-        )
-        _tell(request, Happening.RAISE_DECIDED, text, page, [request.asked_by])
+        values = {"granted": False, "decided_by": actor, "answer": answer}
+        _tell(request, Happening.RAISE_DECIDED, values, page, [request.asked_by])
     return declined
 
 
@@ -188,7 +178,9 @@ def _who_may_decide(request: RaiseRequest) -> list[User]:
     return [one for one in others.filter(Q(is_staff=True)) if is_operator(one, GRANT_RAISES)]
 
 
-def _tell(request: RaiseRequest, happening: str, text: str, page: str, people: list[User]) -> None:
+def _tell(
+    request: RaiseRequest, happening: str, values: dict[str, Any], page: str, people: list[User]
+) -> None:
     facts = {
         "raise_request": {
             "id": str(request.pk),
@@ -202,10 +194,16 @@ def _tell(request: RaiseRequest, happening: str, text: str, page: str, people: l
             "page": page or None,
         }
     }
+    values |= {
+        "budget": budget_named(request.budget),
+        "tenant": request.tenant.slug,
+        "asked_by": str(request.asked_by),
+        "page": page,
+    }
     # Recipients of the platform hear of it too.
     with across():
         notice = tell(
-            happening=happening, subject=str(request.pk), text=text, facts=facts,
+            happening=happening, subject=str(request.pk), values=values, facts=facts,
             tenant_id=request.tenant_id, tenant=request.tenant.slug,
         )  # fmt: skip
         if notice is not None:

@@ -278,12 +278,15 @@ def keep(result: Result, *, asked_by: str) -> Verification:
 
 
 def _tell_of(row: Verification, new: list[Difference]) -> None:
-    more = "" if row.found <= 1 else f" That is one of {row.found}."
     logger.error("the books do not agree: %s", json.dumps([asdict(one) for one in new[:TOLD_IN_NOTICE]]))
     tell(
         happening=Happening.BOOKS_DISAGREE,
         subject=str(row.pk),
-        text=f"The books do not agree. {new[0].what}{more}",
+        values={
+            "first": new[0].what,
+            "found": row.found,
+            "details": [one.what for one in new[:TOLD_IN_NOTICE]],
+        },
         facts={
             "verification": {
                 "id": str(row.pk),

@@ -21,6 +21,7 @@ import time
 from urllib.parse import urlsplit
 
 from django.conf import settings
+from django.utils.translation import gettext_noop
 
 from budgets.exceptions import NotDelivered
 from budgets.models import Recipient, trouble_with_url
@@ -74,7 +75,7 @@ def post(url: str, body: bytes, headers: dict[str, str]) -> int:
     try:
         connected = socket.create_connection((str(address), port), timeout=CONNECT_SECONDS)
     except OSError as exc:
-        raise NotDelivered(f"no connection: {_reason(exc)}") from exc
+        raise NotDelivered(gettext_noop("no connection: %(reason)s"), reason=_reason(exc)) from exc
     with contextlib.ExitStack() as stack:
         stack.callback(connected.close)
         connected.settimeout(TOTAL_SECONDS)
@@ -96,11 +97,14 @@ def post(url: str, body: bytes, headers: dict[str, str]) -> int:
             connection.request("POST", path, body, headers)
             return connection.getresponse().status
         except ssl.SSLError as exc:
-            raise NotDelivered(f"TLS: {exc.reason or 'no agreement'}") from exc
+            if exc.reason:
+                raise NotDelivered("TLS: %(reason)s", reason=exc.reason) from exc
+            raise NotDelivered(gettext_noop("TLS: no agreement")) from exc
         except (OSError, http.client.HTTPException) as exc:
-            late = time.monotonic() >= deadline
-            reason = f"no answer within {TOTAL_SECONDS:g} s" if late else _reason(exc)
-            raise NotDelivered(reason) from exc
+            if time.monotonic() >= deadline:
+                limit = f"{TOTAL_SECONDS:g}"
+                raise NotDelivered(gettext_noop("no answer within %(seconds)s s"), seconds=limit) from exc
+            raise NotDelivered(_reason(exc)) from exc
 
 
 def _cut(connected: socket.socket) -> None:
@@ -112,7 +116,7 @@ def _cut(connected: socket.socket) -> None:
 def _reason(exc: Exception) -> str:
     """What went wrong, in words of the system and never of the other side."""
     if isinstance(exc, TimeoutError):
-        return "no answer in time"
+        return gettext_noop("no answer in time")
     if isinstance(exc, OSError) and exc.strerror:
         return exc.strerror
     return type(exc).__name__
@@ -123,15 +127,16 @@ def _address_of(host: str, port: int, secure: bool) -> Address:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as exc:
-        raise NotDelivered("the name of the webhook cannot be looked up") from exc
+        raise NotDelivered(gettext_noop("the name of the webhook cannot be looked up")) from exc
     addresses = [ipaddress.ip_address(entry[4][0]) for entry in found]
     for address in addresses:
         if _is_named(address):
             continue
         if not _is_public(address):
-            raise NotDelivered(f"{address} is not a public address, and not in WEBHOOK_NETWORKS")
+            inside = gettext_noop("%(address)s is not a public address, and not in WEBHOOK_NETWORKS")
+            raise NotDelivered(inside, address=str(address))
         if not secure:
-            raise NotDelivered("a public webhook is an https:// address")
+            raise NotDelivered(gettext_noop("a public webhook is an https:// address"))
     return addresses[0]
 
 

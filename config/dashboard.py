@@ -23,12 +23,12 @@ from django.utils.timezone import now
 
 from audit.models import AuditCheck
 from budgets import pace
-from budgets.alerts import amount
 from budgets.backlog import backlog
 from budgets.counters import EPOCH, HOLDS, redis_in_bytes
 from budgets.models import Budget, CounterEpoch, Scope, UsageRollup, Verification
 from budgets.money import usd_total
 from budgets.standing import Standing, standings
+from budgets.words import amount
 from proxy.nodes import Health, nodes
 from tenants.charts import REQUESTS, SECONDS, TOKENS, USD, Chart, Kind, Point, Series
 from tenants.redis import RedisError
@@ -363,7 +363,7 @@ def _bar(stand: Standing) -> Figures:
         "id": stand.budget.pk,
         "whose": stand.budget.whose,
         "percent": min(100, int(_share(stand) * 100)),
-        "told": f"{amount(unit, stand.used + stand.held)} of {amount(unit, stand.limit or 0)}",
+        "told": f"{amount(stand.used + stand.held, unit)} of {amount(stand.limit or 0, unit)}",
         "unit": f"{stand.budget.get_unit_display().lower()} per {stand.length}",
         "ends_at": stand.ends_at,
         "empty_at": stand.empty_at,

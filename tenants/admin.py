@@ -95,6 +95,7 @@ class TenantAdmin(ModelAdmin):
         "name",
         "state",
         "time_zone",
+        "language",
         "week_start",
         "may_call",
         "listed",

@@ -11,7 +11,7 @@ from django.core.mail import EmailMessage
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.urls import reverse
-from django.utils import translation
+from django.utils import timezone, translation
 from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_variables
 
@@ -28,7 +28,9 @@ def link_of(request: HttpRequest, token: str) -> str:
 
 @sensitive_variables()
 def mail_invitation(invitation: Invitation, link: str) -> bool:
-    """Send an invitation, in the language of whom it is for, if that is known; False: it was not sent.
+    """Send an invitation, in the language and by the clock of whom it is for; False: it was not sent.
+
+    What they have not chosen is the tenant's; a tenant without a language has that of whoever invites.
 
     Sent while somebody waits and not tried again, because the token would have
     to be stored for that.
@@ -36,10 +38,13 @@ def mail_invitation(invitation: Invitation, link: str) -> bool:
     if not settings.EMAIL_URL:
         return False
     person = User.objects.filter(email__iexact=invitation.email).first()
-    with translation.override((person and person.language) or translation.get_language()):
+    language = (person and person.language) or invitation.tenant.language or translation.get_language()
+    zone = (person and person.time_zone) or invitation.tenant.time_zone
+    about = {"invitation": invitation, "link": link, "until": invitation.expires_at}
+    with translation.override(language), timezone.override(zone):
         message = EmailMessage(
             subject=_("[Tollgate] Invitation to %(tenant)s") % {"tenant": invitation.tenant.name},
-            body=render_to_string("portal/mail/invitation.txt", {"invitation": invitation, "link": link}),
+            body=render_to_string("portal/mail/invitation.txt", about),
             to=[invitation.email],
             headers={"Auto-Submitted": "auto-generated"},
         )

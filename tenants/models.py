@@ -1,5 +1,6 @@
 from zoneinfo import available_timezones
 
+from django.conf import settings
 from django.contrib.auth.models import AbstractUser
 from django.contrib.postgres.fields import ArrayField
 from django.core.exceptions import ValidationError
@@ -87,6 +88,15 @@ class Tenant(models.Model):
         validators=[validate_time_zone],
         help_text="Days, weeks and months of budgets begin at its midnight, such as Europe/Berlin. "
         "A change counts for each budget from the end of its present period on.",
+    )
+    language = models.CharField(
+        max_length=10,
+        default="",
+        db_default="",
+        blank=True,
+        choices=settings.LANGUAGES,
+        help_text="Language of mails to those who have chosen none, and to addresses that are nobody's. "
+        "Empty: English.",
     )
     week_start = models.PositiveSmallIntegerField(
         default=1,

@@ -49,12 +49,17 @@ def something_happens(tenant: Tenant | None = None, **changes: Any) -> Notice | 
     fields: dict[str, Any] = {
         "happening": "threshold",
         "subject": "a budget",
-        "text": "80 % is used.",
+        "values": {
+            "threshold": 80, "used": 800, "limit": 1000, "shadow": False, "refused": 0,
+            "period_start": "2026-11-01T00:00:00+00:00", "period_end": "2026-12-01T00:00:00+00:00",
+            "stops": {"scope": "platform", "name": "", "tenant": ""}, "until": "2026-12-01T00:00:00+00:00",
+            "budget": {"scope": "tenant", "name": "", "tenant": "acme", "unit": "tokens", "length": "day"},
+        },
         "facts": {"threshold": 80},
         "threshold": 80,
         "tenant_id": tenant and tenant.pk,
         "tenant": tenant.slug if tenant else "",
-    }
+    }  # fmt: skip
     return tell(**(fields | changes))
 
 
@@ -79,7 +84,7 @@ def test_a_webhook_is_signed_so_that_its_receiver_can_verify_it(http: HttpReceiv
     assert post.headers["host"] == f"127.0.0.1:{http.port}"
     assert post.path == "/hook/secret-part?key=secret-too"
     told = json.loads(post.body)
-    assert told["text"] == "80 % is used."
+    assert told["text"] == "80 % of tenant acme's tokens per day is used: 800 of 1,000."
     assert (told["happening"], told["tenant"], told["threshold"]) == ("threshold", "acme", 80)
     delivery = Delivery.objects.get()
     assert str(delivery.pk) == post.headers["webhook-id"]
@@ -226,16 +231,26 @@ def test_one_that_fails_keeps_no_other_from_being_told(http: HttpReceiver, mail:
 
 def test_an_e_mail_says_what_happened_and_can_be_known_as_a_repeat(mail: MailServer, acme: Tenant) -> None:
     services.add_recipient(kind="email", address="ada@acme.test", tenant=acme, actor="test")
-    something_happens(acme, text="80 % of\r\nBcc: eve@evil.test")
+    something_happens(
+        acme,
+        happening="kill_switch_armed",
+        values={
+            "stops": {"scope": "key", "name": "k\r\nBcc: eve@evil.test\r\n", "tenant": "acme"},
+            "until": "2026-12-01T11:00:00+00:00",
+        },
+    )
 
     assert deliveries.deliver() == 1
 
     (sent,) = mail.mails
     assert sent.recipients == ["ada@acme.test"]
-    assert sent.message["Subject"] == "[Tollgate] 80 % of Bcc: eve@evil.test"
+    assert sent.message["Subject"] == (
+        "[Tollgate] A kill switch stops all calls of key k Bcc: eve@evil.test of acme "
+        "until 2026-12-01 11:00 UTC."
+    )
     assert sent.message["Message-ID"] == f"<{Delivery.objects.get().pk}@tollgate>"
     assert sent.message["Bcc"] is None
-    assert b"threshold: 80" in sent.content
+    assert b"Until: 2026-12-01 11:00 UTC" in sent.content
 
 
 def test_a_mail_server_that_refuses_is_recorded_without_its_words(mail: MailServer) -> None:

@@ -65,6 +65,24 @@ def opened(token: str) -> tuple[Client, Any]:
     return browser, browser.get(f"/account/invitation/{token}/", follow=True)
 
 
+def test_an_invitation_is_in_the_language_and_by_the_clock_of_whom_it_is_for(
+    acme: Tenant, owner: User, mail: MailServer
+) -> None:
+    services.change_tenant(tenant=acme, language="de", time_zone="Europe/Berlin", actor="test")
+    yuki = services.create_user(username="yuki", email="yuki@example.org", actor="test")
+    User.objects.filter(pk=yuki.pk).update(language="en", time_zone="Asia/Tokyo")
+    browser = a_browser(owner)
+
+    for email in ("yuki@example.org", "nobody-yet@example.org"):
+        browser.post("/portal/acme/team/", {"email": email, "role": "member", "team": ""})
+
+    of_yuki, of_another = mail.mails
+    assert of_yuki.message["Subject"] == "[Tollgate] Invitation to ACME"
+    assert re.search(r"until \d{4}-\d\d-\d\d \d\d:\d\d JST", of_yuki.message.get_content())  # type: ignore[attr-defined]
+    assert of_another.message["Subject"] == "[Tollgate] Einladung zu ACME"
+    assert re.search(r"bis \d\d\.\d\d\.\d{4} \d\d:\d\d CES?T", of_another.message.get_content())  # type: ignore[attr-defined]
+
+
 def test_from_the_mail_to_a_member_who_is_signed_in(acme: Tenant, owner: User, mail: MailServer) -> None:
     answer = a_browser(owner).post(
         "/portal/acme/team/", {"email": "Mia@Example.org", "role": "member", "team": ""}, follow=True

@@ -414,6 +414,7 @@ def test_what_is_there_is_changed_and_ended(acme):
         return f"{name}/{acme[name].pk}/"
 
     assert one.ask("PATCH", path("tenants"), {"week_start": 7}).json()["week_start"] == 7
+    assert one.ask("PATCH", path("tenants"), {"language": "de"}).json()["language"] == "de"
     assert one.post(f"{path('tenants')}suspend/", reason="unpaid").json()["state"] == "suspended"
     assert one.post(f"{path('tenants')}suspend/", reason="unpaid").json()["changed_now"] is False
     assert one.post(f"{path('tenants')}resume/", reason="paid").json()["state"] == "active"

@@ -262,7 +262,7 @@ def test_those_who_may_grant_it_are_mailed_and_then_the_one_who_asked(acme: Tena
     assert [to for to, _ in sent(mail)] == ["admin@example.org", "owner@example.org"]
     assert finance.email not in str(mail.mails)
     text = body_of(mail, "owner@example.org")
-    assert "member of acme asks for more of member member at acme of acme's tokens" in text
+    assert "member of acme asks for more of member member of acme's tokens" in text
     assert "500 instead of 100" in text
     assert "the deadline" in text
     assert f"{page}{request.pk}/" in text

@@ -80,6 +80,7 @@ def test_a_tenant_is_active_and_allows_nothing_at_first(acme):
         ("name", ""),
         ("time_zone", "Mars/Olympus"),
         ("time_zone", "../../etc/passwd"),
+        ("language", "tlh"),
         ("week_start", 0),
         ("week_start", 8),
         ("models", [""]),

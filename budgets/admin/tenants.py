@@ -14,10 +14,10 @@ from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils.timezone import now
 
-from budgets.alerts import amount
 from budgets.models import Budget, Scope, UsageRollup
 from budgets.money import usd_total
 from budgets.standing import Standing, standings
+from budgets.words import amount
 from keys.tenant_actions import TenantActions
 from tenants.models import Tenant
 from tenants.redis import RedisError
@@ -124,4 +124,4 @@ def _percent(stand: Standing) -> int:
 
 def _told(stand: Standing) -> str:
     unit = stand.budget.unit
-    return f"{amount(unit, stand.limit or 0)} {stand.budget.get_unit_display().lower()} per {stand.length}"
+    return f"{amount(stand.limit or 0, unit)} {stand.budget.get_unit_display().lower()} per {stand.length}"

@@ -12,6 +12,7 @@ from django.core.validators import validate_email
 from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
+from django.utils.translation import gettext as _
 
 from audit.walls import Walled
 from tenants.ids import new_id
@@ -28,13 +29,13 @@ def trouble_with_url(url: str) -> str:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        return "This is no URL."
+        return _("This is no URL.")
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        return "A webhook is an https:// address."
+        return _("A webhook is an https:// address.")
     if parts.username is not None or parts.password is not None:
-        return "A webhook has no user name or password in its address."
+        return _("A webhook has no user name or password in its address.")
     if not url.isascii() or any(ord(character) <= 32 or ord(character) == 127 for character in url):
-        return "A webhook has no spaces or special characters in its address."
+        return _("A webhook has no spaces or special characters in its address.")
     return ""
 
 
@@ -143,7 +144,10 @@ class Notice(models.Model):
 
     ``subject`` is the id of what it happened to. A threshold is told once for
     each period and limit of a budget; with ``limit`` and ``used`` as they were.
-    ``facts`` is what webhooks are sent; names are kept as they were.
+    ``facts`` is what webhooks are sent, and ``text`` is in it, in English.
+    Others are told in words of their own (``budgets.notice_words``) that are
+    made of ``values``; null: it is older than these, and ``text`` is all there
+    is. Names are kept as they were.
     """
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
@@ -157,6 +161,7 @@ class Notice(models.Model):
     at = models.DateTimeField(default=now)
     text = models.TextField()
     facts = models.JSONField(encoder=DjangoJSONEncoder)
+    values = models.JSONField(null=True)
 
     objects = Walled("tenant_id")
 
@@ -182,7 +187,9 @@ class Delivery(models.Model):
 
     ``next_at``: when it is tried next; also when it is tried again, should the
     process that tries it now die. ``attempts`` has ``at``, ``status`` (of HTTP)
-    and ``error`` of each attempt that ended, oldest first.
+    and ``error`` of each attempt that ended, oldest first; of one that failed
+    also the text to be translated, ``reason``, and what its placeholders are,
+    ``values``.
     """
 
     class State(models.TextChoices):

@@ -190,7 +190,8 @@ def _remove_alias(row: Row, actor: str) -> object:
 # Tenants, teams and keys
 
 TENANT_FIELDS = (
-    "name", "time_zone", "week_start", "allow_all_models", "models", "needs_second_factor", "max_key_days",
+    "name", "time_zone", "language", "week_start", "allow_all_models", "models", "needs_second_factor",
+    "max_key_days",
 )  # fmt: skip
 
 
@@ -461,6 +462,7 @@ KINDS = {
                 {
                     "name": (TEXT, ""),
                     "time_zone": (TEXT, "UTC"),
+                    "language": (TEXT, ""),
                     "week_start": (NUMBER, 1),
                     "allow_all_models": (YES_OR_NO, False),
                     "models": (MAYBE_LIST, None),

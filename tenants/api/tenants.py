@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.db.models import ProtectedError
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, serializers
@@ -30,8 +31,8 @@ class TenantSerializer(WithForce, serializers.ModelSerializer):
     class Meta:
         model = Tenant
         fields = [
-            "id", "slug", "name", "state", "time_zone", "week_start", "allow_all_models", "models",
-            "needs_second_factor", "max_key_days", "created_at", "in_force",
+            "id", "slug", "name", "state", "time_zone", "language", "week_start", "allow_all_models",
+            "models", "needs_second_factor", "max_key_days", "created_at", "in_force",
         ]  # fmt: skip
 
     def subject(self, row: Tenant) -> UUID:
@@ -50,6 +51,12 @@ class TenantSettingsSerializer(serializers.Serializer):
 
     name = serializers.CharField(max_length=200, required=False)
     time_zone = serializers.CharField(max_length=64, required=False, help_text="Such as Europe/Berlin.")
+    language = serializers.ChoiceField(
+        choices=settings.LANGUAGES,
+        required=False,
+        allow_blank=True,
+        help_text="Of mails to those who have chosen none. Empty: English.",
+    )
     week_start = serializers.IntegerField(
         min_value=1, max_value=7, required=False, help_text="1 is Monday, 7 is Sunday."
     )

@@ -1,6 +1,7 @@
 import json
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
 from django.db import transaction
 
@@ -18,6 +19,12 @@ class Command(BaseCommand):
         parser.add_argument("--name", required=True, help="as people write it, such as 'ACME Laboratories'")
         parser.add_argument("--time-zone", default="UTC", help="zone of its days and months (default: UTC)")
         parser.add_argument(
+            "--language",
+            choices=[code for code, _ in settings.LANGUAGES],
+            default="",
+            help="language of mails to those who have chosen none (default: English)",
+        )
+        parser.add_argument(
             "--owner",
             metavar="E-MAIL",
             help="e-mail of the first owner; if there is no such user, one is created without a password",
@@ -31,6 +38,7 @@ class Command(BaseCommand):
                 slug=options["slug"],
                 name=options["name"],
                 time_zone=options["time_zone"],
+                language=options["language"],
                 allow_all_models=options["all_models"],
                 models=options["models"],
                 actor=person_at_the_shell(),
@@ -60,6 +68,7 @@ def _described(tenant: Tenant, owner: Member | None) -> dict[str, Any]:
         "slug": tenant.slug,
         "name": tenant.name,
         "time_zone": tenant.time_zone,
+        "language": tenant.language,
         "allow_all_models": tenant.allow_all_models,
         "models": tenant.models,
         "owner": owner and owner.user.email,
