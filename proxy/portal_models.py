@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET
 
 from budgets.explaining import entries_of
 from budgets.models import Price
-from budgets.pricing import usd_in_full
+from budgets.money import usd_total
 from budgets.reading import readable
 from budgets.usage import Selection
 from keys.models import ApiKey
@@ -81,9 +81,10 @@ def playground(request: HttpRequest, access: Access) -> HttpResponse:
 @require_GET
 @tenant_page
 def booked(request: HttpRequest, access: Access, request_id: UUID) -> JsonResponse:
-    """What a call used and has cost, once it is booked: ``{"cost_usd": "0.000123", "input_tokens": 7, …}``.
+    """What a call used and has cost, once it is booked: ``{"cost": "$0.000123", "input_tokens": 7, …}``.
 
-    ``{}`` until then, and for a call that is not the person's to read about.
+    The cost is written as the page writes money. ``{}`` until then, and for a
+    call that is not the person's to read about.
     """
     _demand(access)
     selection = readable(Selection(request_id=request_id), access)
@@ -92,7 +93,7 @@ def booked(request: HttpRequest, access: Access, request_id: UUID) -> JsonRespon
         return JsonResponse({})
     return JsonResponse(
         {
-            "cost_usd": usd_in_full(sum(entry.cost_micro_usd for entry in entries)),
+            "cost": usd_total(sum(entry.cost_micro_usd for entry in entries)),
             "input_tokens": sum(entry.input_tokens for entry in entries),
             "output_tokens": sum(entry.output_tokens for entry in entries),
             "exact": all(entry.exact for entry in entries),

@@ -7,10 +7,12 @@ import re
 from datetime import timedelta
 
 import pytest
+from django.utils import translation
 from django.utils.timezone import now
 from playwright.sync_api import Page
 
 from budgets import ledger, refused_calls, services
+from budgets.money import usd_total
 from keys.services import issue_key
 from proxy.catalog import Catalog
 from tenants.models import Member, Tenant, User
@@ -156,6 +158,26 @@ def test_the_playground_answers_and_tells_limits_tokens_and_cost(
     shoot(page, "portal-models")
     page.go_back()
     expect(page.get_by_label("Secret of a key")).to_have_value("")
+
+
+def test_the_playground_speaks_german_to_whoever_reads_it(
+    browser: Browser, house: House, ada: Member
+) -> None:
+    services.set_price(model="tiny:1b", output_price=10**6, actor="test")
+    page = browser.open(house.gateway.url, locale="de-DE")
+    enter(page, ada.user)
+    page.goto("/portal/acme/playground/")
+    page.get_by_label("Geheimnis eines Schlüssels").fill(house.ada.secret)
+    page.get_by_label("Nachricht").fill("Hallo")
+    page.get_by_role("button", name="Senden").click()
+
+    expect(page.get_by_role("status").filter(has_text="Die Antwort ist vollständig.")).to_be_visible()
+    (entry,) = house.booked()
+    expect(page.locator("#tokens")).to_have_text(f"{entry.input_tokens} hinein, {entry.output_tokens} heraus")
+    with translation.override("de"):
+        expect(page.locator("#cost")).to_have_text(usd_total(entry.cost_micro_usd))
+    check_page(page)
+    shoot(page, "portal-playground-german")
 
 
 def test_a_refusal_in_the_playground_leads_to_why(browser: Browser, house: House, ada: Member) -> None:

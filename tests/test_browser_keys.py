@@ -79,6 +79,31 @@ def test_a_key_is_created_copied_and_tried_out(
     assert ask(house, secret) == 200
 
 
+def test_what_scripts_say_is_german_for_whoever_reads_german(
+    house: House, browser: Browser, ada: User
+) -> None:
+    permissions = ["clipboard-read", "clipboard-write"]
+    page = browser.open(house.gateway.url, locale="de-DE", permissions=permissions)
+    enter(page, ada)
+    page.goto(NEW)
+    page.get_by_label("Name").fill("laptop")
+    page.get_by_role("button", name="Anlegen und Geheimnis zeigen").click()
+
+    page.get_by_role("button", name="Geheimnis kopieren").click()
+    expect(page.get_by_role("status").filter(has_text="Das Geheimnis ist kopiert.")).to_be_visible()
+    page.get_by_role("button", name="Senden").click()
+    expect(page.get_by_text("Die Antwort ist vollständig.")).to_be_visible()
+    [entry] = house.booked()
+    told = page.locator("[data-headers]")
+    expect(told).to_contain_text(f"{entry.input_tokens} hinein, {entry.output_tokens} heraus")
+
+    # The gateway does not answer: what the browser says of that is in no language of ours.
+    browser.forgive("ERR_FAILED")
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    page.get_by_role("button", name="Senden").click()
+    expect(page.locator("[data-state]")).to_have_text("Das Gateway ist nicht erreichbar.")
+
+
 def test_neither_the_way_back_nor_a_reload_shows_the_secret_again(
     house: House, browser: Browser, ada: User
 ) -> None:

@@ -78,6 +78,8 @@ def test_texts_are_found_in_python_and_in_templates(
         ('<p aria-label="{% translate "Marked" %}">{{ value }}</p>', []),
         ('<p aria-label="Not marked">1.5 USD</p>', ["Not", "marked"]),
         ("{% blocktranslate %}Marked{% endblocktranslate %} {# nothing #} <code>GET</code>", []),
+        ('<p data-says-lost="Lost" data-done="Not marked">', ["Lost", "Not", "marked"]),
+        ('<p data-says-lost="{% translate "Lost" %}" data-live="/live/{{ id }}/" data-shown-once>', []),
     ],
 )
 def test_words_that_are_not_marked_are_seen(source: str, words: list[str]) -> None:
@@ -91,6 +93,35 @@ def test_words_that_are_not_marked_are_seen(source: str, words: list[str]) -> No
 )
 def test_no_word_of_a_page_is_left_unmarked(path: Path) -> None:
     assert texts.unmarked(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ('state.textContent = "Copied";', ["Copied"]),
+        ("state.append('copied');", ["copied"]),
+        ('tell("tokens", 7);', ["tokens"]),
+        ('// not "Copied"\nstate.textContent = `${seconds} seconds ago`;', ["${seconds} seconds ago"]),
+        ('place.setAttribute("title", "Copied");', ["Copied"]),
+        ('alert(failed ? "It failed" : texts.done);', ["It failed"]),
+        ("state.textContent = state.dataset.done;", []),
+        ('document.querySelector("[data-told] > p").textContent = `${seconds} s`;', []),
+        ('fetch("/v1/chat/completions", { method: "POST", headers: { "Content-Type": "text/html" } });', []),
+        ('if (error.name === "AbortError" || "parts" in message) x.addEventListener("click", go);', []),
+        ('const told = /^(retry-after|"it")/i; /* "Copied" */ "use strict";', []),
+    ],
+)
+def test_texts_that_a_script_has_itself_are_found(source: str, found: list[str]) -> None:
+    assert texts.written(source) == found
+
+
+@pytest.mark.parametrize("path", list(texts.scripts()), ids=lambda path: path.name)
+def test_a_script_says_only_what_its_page_gives_it(path: Path) -> None:
+    assert texts.written(path.read_text()) == []
+
+
+def test_the_scripts_are_found_in_which_texts_might_be() -> None:
+    assert {"keys.js", "live.js", "playground.js"} <= {path.name for path in texts.scripts()}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@
     python -m tests.texts --check    only say what is wrong with it
 
 Texts are found in the Python of the apps and in the templates for people; the
-admin is in English. allauth brings German of its own, which mixes *du* and
+admin is in English. Scripts have no texts: what they say, a template gives them
+in ``data-…`` attributes, and ``written`` finds what a script would say by
+itself. allauth brings German of its own, which mixes *du* and
 *Sie*: those of its texts that say *du* are taken in too, because a catalog of
 ours stands before its own.
 """
@@ -48,8 +50,27 @@ KEYWORDS = {
 OF_OPERATORS = {"admin", "unfold"}
 INDENTED = re.compile(r"^[ \t]+", re.MULTILINE)
 OF_ALLAUTH = re.compile(r"(templates/)?(allauth|account|mfa|socialaccount|usersessions)/")
-UNIVERSAL = {"Tollgate", "UTC", "USD", "CSV", "PDF", "SHA", "doctype", "html", "ms"}
+UNIVERSAL = {"Tollgate", "UTC", "USD", "CSV", "PDF", "SHA", "doctype", "html", "ms", "min"}
 SAYS_DU = re.compile(r"\b(?:du|dich|dir|dein\w*)\b", re.IGNORECASE)
+# What scripts say: by its name, or because it has more than one word.
+SAID_BY_SCRIPTS = re.compile(r"\sdata-(?:(?:says|text)-[\w-]+=\"([^\"]*)\"|[\w-]+=\"([^\"]*\w\s+\w[^\"]*)\")")
+# Comments, expressions of the kind /…/ where a value may begin, and strings, of which the last may have ${…}.
+LITERAL = re.compile(
+    r"//[^\n]*|/\*.*?\*/|(?<=[=(,:])\s*/(?![/*])(?:\\.|[^/\n\\])+/"
+    r"|\"(?P<double>(?:\\.|[^\"\\])*)\"|'(?P<single>(?:\\.|[^'\\])*)'|`(?P<filled>(?:\\.|[^`\\])*)`",
+    re.DOTALL,
+)
+FILLED_IN = re.compile(r"\$\{[^}]*\}")
+# What stands before a string that a program reads: a question of the page, a comparison, an option of a call.
+READ_BY_PROGRAMS = re.compile(
+    r"(?:\b(?:querySelector(?:All)?|getElementById|createElement|addEventListener|[gs]etAttribute|field|text"
+    r"|has|get|startsWith|endsWith|split|replace|closest|matches|parseFromString|fetch|end|say)\("
+    r"|dataset\[|[!=]==|\bcase"
+    r"|\b(?:method|credentials|cache|redirect|mode|behavior|role|scope|type|says|Authorization"
+    r"|hour|minute|second|style|currency):)\s*$|\b(?:scope|className|download|liveState)\s=\s*$"
+)
+# A selector, an address, a name with hyphens, points or capitals inside: no word that people read.
+NO_WORD = re.compile(r"[^\s\w]*[\w*]*[-/_.:#@\[\]=>][^\s]*|[a-z]+(?:[A-Z]\w*)+|use strict|\[.*\].*")
 PLACEHOLDER = re.compile(r"%\((\w+)\)[sd]|%[sd]|\{\w*\}")
 # The same texts make the same file, whoever makes it and when.
 MADE = datetime(2026, 11, 27, tzinfo=UTC)
@@ -91,6 +112,12 @@ def sources() -> Iterator[Path]:
         for path in sorted((ROOT / "templates").rglob(suffix)):
             if not OF_OPERATORS & set(path.relative_to(ROOT).parts):
                 yield path
+
+
+def scripts() -> Iterator[Path]:
+    """Every script of the pages for people."""
+    for app in APPS:
+        yield from sorted((ROOT / app).rglob("static/portal/*.js"))
 
 
 def found_in(path: Path, name: str) -> Iterator[Message]:
@@ -202,8 +229,30 @@ def unmarked(source: str) -> list[str]:
     # What programs read, and what is the same in every language.
     page = re.sub(r"<(script|code|pre|svg)\b.*?</\1>|<!--.*?-->|&\w+;", " ", "".join(shown), flags=re.DOTALL)
     told = re.findall(r"\s(?:aria-label|title|placeholder|alt|label)=\"([^\"]*)\"", page)
+    told += [one or other for one, other in SAID_BY_SCRIPTS.findall(page)]
     words = re.findall(r"[^\W\d_]{2,}", " ".join([re.sub(r"<[^>]*>", " ", page), *told]))
     return [word for word in words if word not in UNIVERSAL]
+
+
+def written(source: str) -> list[str]:
+    """The texts that a script has itself, so that they are the same in every language.
+
+    A string is one, unless it has no word, looks like a name or a selector, or
+    stands where a program reads it.
+    """
+    found = []
+    for literal in LITERAL.finditer(source):
+        text = next((text for text in literal.groups() if text is not None), "")
+        said = FILLED_IN.sub(" ", text) if literal["filled"] else text
+        words = set(re.findall(r"[^\W\d_]{2,}", said)) - UNIVERSAL
+        if not words or NO_WORD.fullmatch(said.strip()):
+            continue
+        after = source[literal.end() :].lstrip()
+        before = source[max(0, literal.start() - 80) : literal.start()]
+        names = after.startswith("in ") or (after.startswith(":") and before.rstrip().endswith(("{", ",")))
+        if not READ_BY_PROGRAMS.search(before) and not names:
+            found.append(text)
+    return found
 
 
 def placeholders(text: str) -> set[str]:

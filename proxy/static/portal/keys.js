@@ -6,6 +6,9 @@ const once = document.querySelector("[data-shown-once]");
 const told = once.querySelector("[data-told]");
 const saved = [];
 
+// What the gateway says of a call, which is told as it says it; what a browser says of its network is not.
+class Refused extends Error {}
+
 const text = (id) => document.getElementById(id).textContent;
 
 for (const button of once.querySelectorAll("[data-copy]")) {
@@ -63,7 +66,9 @@ function prepare(section) {
       const whole = await ask(form.elements.prompt.value, leaving.signal);
       state.textContent = whole ? state.dataset.done : state.dataset.cut;
     } catch (error) {
-      state.textContent = leaving.signal.aborted ? state.dataset.stopped : `${state.dataset.failed} ${error.message}`;
+      if (leaving.signal.aborted) state.textContent = state.dataset.stopped;
+      else if (error instanceof Refused) state.textContent = `${state.dataset.failed} ${error.message}`;
+      else state.textContent = state.dataset.unreachable;
     } finally {
       stop.hidden = true;
       send.disabled = false;
@@ -88,7 +93,7 @@ function prepare(section) {
       if (response.headers.has(name)) tell(name, response.headers.get(name));
     }
     if (!response.ok) {
-      throw new Error((await response.json()).error.message);
+      throw new Refused((await response.json()).error.message);
     }
     state.textContent = state.dataset.streaming;
     let rest = "";
@@ -99,12 +104,19 @@ function prepare(section) {
         if (!line.startsWith("data: ")) continue;
         if (line === "data: [DONE]") return true;
         const event = JSON.parse(line.slice("data: ".length));
-        if (event.error) throw new Error(event.error.message);
+        if (event.error) throw new Refused(event.error.message);
         for (const choice of event.choices) answer.append(choice.delta.content ?? "");
-        if (event.usage) tell("tokens", `${event.usage.prompt_tokens} + ${event.usage.completion_tokens}`);
+        if (event.usage) tellTokens(event.usage);
       }
     }
     return false;
+  }
+
+  function tellTokens(usage) {
+    const [input, output] = [usage.prompt_tokens, usage.completion_tokens].map((number) =>
+      number.toLocaleString(document.documentElement.lang),
+    );
+    tell(headers.dataset.tokens, headers.dataset.saysTokens.replace("IN", input).replace("OUT", output));
   }
 
   function tell(name, value) {

@@ -14,6 +14,11 @@ const BOOKED_PAUSE_MS = 500;
 
 let running = null;
 
+// As the rest of the page writes numbers.
+function grouped(number) {
+  return number.toLocaleString(document.documentElement.lang);
+}
+
 function tell(text) {
   field("state").textContent = text;
 }
@@ -79,8 +84,8 @@ async function showCost(requestId) {
     // Without an answer for as long as it is not booked.
     const told = await fetch(`${texts.booked}${encodeURIComponent(requestId)}/`);
     const booked = told.ok ? await told.json() : {};
-    if (booked.cost_usd !== undefined) {
-      field("cost").textContent = `$${booked.cost_usd}`;
+    if (booked.cost !== undefined) {
+      field("cost").textContent = booked.cost;
       return;
     }
   }
@@ -130,7 +135,7 @@ async function chat(secret, model, message) {
       }
       if (part.usage) {
         const { prompt_tokens: input, completion_tokens: output } = part.usage;
-        field("tokens").textContent = texts.textTokens.replace("IN", input).replace("OUT", output);
+        field("tokens").textContent = texts.textTokens.replace("IN", grouped(input)).replace("OUT", grouped(output));
       }
       field("answer").append(part.choices?.[0]?.delta?.content ?? "");
     }
