@@ -8,6 +8,7 @@ class ConfigConfig(AppConfig):
 
     def ready(self) -> None:
         from audit.walled_role import watch
+        from config import checks  # noqa: F401 - registers itself
         from config.walls import build
 
         connection_created.connect(watch)

@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import ipaddress
 import json
 import os
-import secrets
 import shlex
 import signal
 import socket
@@ -28,6 +26,7 @@ from config.embedded import EmbeddedServerError, Postgres, Valkey, free_port
 from config.progress import say, step
 from config.proof import AskingError
 from config.supervisor import PartError, Supervisor
+from config.trial_secrets import is_loopback, is_trial_secret, make_trial_secret
 
 USUAL_OLLAMA = "http://127.0.0.1:11434"
 READY_SECONDS = 90
@@ -48,6 +47,10 @@ class PortTakenError(Exception):
     """Something else listens where the gateway should."""
 
 
+class TrialSecretError(Exception):
+    """Other machines would reach a gateway whose secrets were made for a trial."""
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run until stopped, or with ``--check`` until proven; returns the exit status."""
     options = _parse(arguments)
@@ -58,7 +61,9 @@ def main(arguments: Sequence[str]) -> int:
         return _run(options, DataDirectory(options.data_dir))
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (InUseError, PortTakenError, EmbeddedServerError, PartError, AskingError) as exc:
+    except (
+        InUseError, PortTakenError, TrialSecretError, EmbeddedServerError, PartError, AskingError
+    ) as exc:  # fmt: skip
         say(f"\n{exc}")
         return 1
 
@@ -103,15 +108,16 @@ def _environment(
     port = options.port or free_port()
     _demand_free(options.host, port)
     environment = {
-        "SECRET_KEY": remembered.get("SECRET_KEY") or secrets.token_urlsafe(48),
-        "KEY_PEPPER": remembered.get("KEY_PEPPER") or secrets.token_urlsafe(48),
+        "SECRET_KEY": remembered.get("SECRET_KEY") or make_trial_secret(),
+        "KEY_PEPPER": remembered.get("KEY_PEPPER") or make_trial_secret(),
         "SPOOL_DIR": str(data.spool),
         "EXPORT_DIR": str(data.exports),
         # What is set to nothing is as good as not set.
         **{name: value for name, value in os.environ.items() if value},
         "GATEWAY_URL": f"http://{_reachable(options.host)}:{port}",
     }
-    if not _is_loopback(options.host):
+    if not is_loopback(options.host):
+        _demand_own_secrets(options.host, environment)
         names = ["localhost", "127.0.0.1", "[::1]", _reachable(options.host), socket.gethostname()]
         environment.setdefault("ALLOWED_HOSTS", ",".join(names))
         # Its error pages show settings to whoever can reach them.
@@ -213,7 +219,7 @@ def _start_gateway(environment: Mapping[str, str], supervisor: Supervisor, host:
     worker = ["worker", "--pool", "threads", "--concurrency", "2", "--without-gossip", "--without-mingle"]
     supervisor.start("worker", [*celery, *worker], environment, patience=PATIENCE)
     port = environment["GATEWAY_URL"].rpartition(":")[2]
-    serve = ["manage.py", "serve", "--host", host, "--port", port]
+    serve = ["manage.py", "serve", "--trial", "--host", host, "--port", port]
     supervisor.start("web", serve, environment, patience=WEB_PATIENCE)
 
 
@@ -295,10 +301,16 @@ def _demand_free(host: str, port: int) -> None:
             ) from exc
 
 
-def _is_loopback(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
+def _demand_own_secrets(host: str, environment: Mapping[str, str]) -> None:
+    """Raise ``TrialSecretError`` if a secret of the environment was made by a quickstart."""
+    if ours := [name for name in ("SECRET_KEY", "KEY_PEPPER") if is_trial_secret(environment[name])]:
+        raise TrialSecretError(
+            f"At {host} others reach the gateway, and {' and '.join(ours)} would be a quickstart's. "
+            "Set your own in the environment, once; quickstart.env keeps what is set:\n"
+            "  python3 -c 'import secrets; print(secrets.token_urlsafe(48))'\n"
+            "With another KEY_PEPPER no secret that was issued before works any more: "
+            "take a new --data-dir, or issue new ones."
+        )
 
 
 def _reachable(host: str) -> str:

@@ -47,7 +47,7 @@ class Gateway:
     """
 
     def __init__(self, *, workers: int = 1, **extra: str) -> None:
-        self._arguments = ["serve", "--port", "0", "--workers", str(workers)]
+        self._arguments = ["serve", "--trial", "--port", "0", "--workers", str(workers)]
         self._environment = {**environment(), "CATALOG_REFRESH_SECONDS": "0.5", **extra}
 
     def __enter__(self) -> Gateway:

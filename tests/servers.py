@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from config.embedded import Postgres, Valkey, remove_directory
+from config.trial_secrets import make_trial_secret
 
 PREFIX = "tollgate-test-"
 
@@ -70,8 +70,8 @@ def _prepare(cleanup: contextlib.ExitStack) -> None:
         valkey = Valkey(directory / "valkey", log=directory / "valkey.log", durable=False)
         os.environ["REDIS_URL"] = os.environ["TOLLGATE_TEST_REDIS"] = cleanup.enter_context(valkey).url
     defaults = {
-        "SECRET_KEY": secrets.token_hex(32),
-        "KEY_PEPPER": secrets.token_hex(32),
+        "SECRET_KEY": make_trial_secret(),
+        "KEY_PEPPER": make_trial_secret(),
         "SPOOL_DIR": str(directory / "spool"),
         "EXPORT_DIR": str(directory / "exports"),
         **RELAXED,

@@ -21,6 +21,7 @@ from config import children, proof, quickstart
 from config.data_directory import ROOT, DataDirectory, InUseError, join_running_quickstart
 from config.embedded import free_port
 from config.supervisor import PartError, Supervisor
+from config.trial_secrets import is_trial_secret
 
 # What the tests' own servers are named by; a quickstart has to begin without them.
 OURS = ("DATABASE_URL", "REDIS_URL", "OLLAMA_URL", "SECRET_KEY", "KEY_PEPPER", "SPOOL_DIR", "EXPORT_DIR")
@@ -119,6 +120,7 @@ def test_a_quickstart_is_proven_continued_killed_continued_stopped_and_deleted(d
     assert data.environment_file.stat().st_mode & 0o777 == 0o600
     known = data.remembered()
     assert list(known) == quickstart.REMEMBERED
+    assert all(is_trial_secret(known[name]) for name in ("SECRET_KEY", "KEY_PEPPER"))
     assert not any(answers(known[name]) for name in ("GATEWAY_URL", "DATABASE_URL", "REDIS_URL"))
 
     with running(data) as (process, said):
@@ -168,6 +170,40 @@ def test_a_start_on_a_port_in_use_says_so_and_leaves_nothing(data: DataDirectory
     assert refused.returncode == 1
     assert f"Cannot listen at 127.0.0.1 port {port}" in refused.stdout
     assert "Traceback" not in refused.stderr
+
+
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - who may listen there is what is tested
+
+
+@pytest.mark.parametrize("host", [EVERYWHERE, "::"])
+def test_others_reach_no_gateway_with_secrets_of_a_trial(data: DataDirectory, host: str) -> None:
+    refused = run("quickstart", "--host", host, "--port", "0", "--data-dir", data.path)
+
+    assert refused.returncode == 1
+    assert f"At {host} others reach the gateway, and SECRET_KEY and KEY_PEPPER" in refused.stdout
+    assert "Traceback" not in refused.stderr
+    assert not data.postgres.exists()
+
+
+@pytest.mark.parametrize(
+    ("set_now", "remembered"),
+    [
+        pytest.param({"SECRET_KEY": "mine", "KEY_PEPPER": "too"}, {}, id="set"),
+        pytest.param({}, {"SECRET_KEY": "unmarked", "KEY_PEPPER": "unmarked, too"}, id="made before marks"),
+        pytest.param({"SECRET_KEY": "mine"}, {"SECRET_KEY": "trial-x", "KEY_PEPPER": "old"}, id="both"),
+    ],
+)
+def test_others_reach_a_gateway_with_secrets_that_are_somebodys(
+    data: DataDirectory, monkeypatch: pytest.MonkeyPatch, set_now: dict[str, str], remembered: dict[str, str]
+) -> None:
+    for name in OURS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in set_now.items():
+        monkeypatch.setenv(name, value)
+
+    made = quickstart._environment(quickstart._parse(["--host", EVERYWHERE, "--port", "0"]), data, remembered)
+
+    assert {name: made[name] for name in ("SECRET_KEY", "KEY_PEPPER")} == {**remembered, **set_now}
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ class Served:
         self._client = httpx.Client(timeout=30, limits=httpx.Limits(max_connections=None))
         with self.errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "manage.py", "serve", "--port", "0", *arguments],
+                [sys.executable, "manage.py", "serve", "--trial", "--port", "0", *arguments],
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -510,7 +510,7 @@ def test_a_killed_parent_leaves_nobody(tmp_path):
 
 def test_a_port_that_somebody_listens_at_is_an_error(served):
     second = subprocess.run(
-        [sys.executable, "manage.py", "serve", "--port", str(served.port)],
+        [sys.executable, "manage.py", "serve", "--trial", "--port", str(served.port)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -525,7 +525,7 @@ def test_a_port_that_somebody_listens_at_is_an_error(served):
 
 def test_a_worker_that_cannot_start_ends_the_command(tmp_path):
     broken = subprocess.run(
-        [sys.executable, "manage.py", "serve", "--port", "0"],
+        [sys.executable, "manage.py", "serve", "--trial", "--port", "0"],
         cwd=ROOT,
         capture_output=True,
         text=True,
