@@ -5,6 +5,7 @@ from uuid import UUID
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import InlineModelAdmin
 from django.core.exceptions import ValidationError
 from django.db.models import Model, QuerySet
@@ -15,13 +16,14 @@ from django.utils.timezone import now
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
-from audit.admin import ReadOnlyAdmin, ask_reason
+from audit.admin import ReadOnlyAdmin
 from audit.models import LoggedPrompt
 from audit.sealing import Unreadable
 from keys import services
 from keys.account_actions import ServiceAccountActions
-from keys.admin_actions import KeyActions
+from keys.admin_actions import KeyActions, ReasonForm
 from keys.endpoints import DOORS
+from keys.management_keys import works
 from keys.models import AnonymousAccess, ApiKey, KeySecret, ManagementKey, PolicyRule, PromptRules
 from keys.prompts import check_lifetime, find_prompt, read_prompt, set_prompt_rules
 from keys.scopes import SCOPES
@@ -70,9 +72,26 @@ class StateFilter(admin.SimpleListFilter):
     def lookups(self, request: HttpRequest, model_admin: admin.ModelAdmin) -> list[tuple[str, str]]:
         return [(state.value, state.value.capitalize()) for state in State]
 
-    def queryset(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         state = self.value()
         return queryset.filter(in_state(State(state), now())) if state in State.values else queryset
+
+
+class ManagementStateFilter(StateFilter):
+    """The same of management keys, which nobody disables."""
+
+    def lookups(self, request: HttpRequest, model_admin: admin.ModelAdmin) -> list[tuple[str, str]]:
+        return [choice for choice in super().lookups(request, model_admin) if choice[0] != State.DISABLED]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        match self.value():
+            case State.LIVE:
+                return queryset.filter(works(now()))
+            case State.EXPIRED:
+                return queryset.filter(revoked_at=None, expires_at__lte=now())
+            case State.REVOKED:
+                return queryset.filter(revoked_at__isnull=False)
+        return queryset
 
 
 class SecretInline(TabularInline):
@@ -211,7 +230,7 @@ class ManagementKeyAdmin(IssuedOnce):
     told = ["public_id", "created_at", "created_by", "last_used_at", "revoked_at", "revoked_reason"]
     list_display = ["label", "public_id", "tenant", "created_by", "expires_at", "last_used_at", "revoked_at"]
     list_select_related = ["tenant"]
-    list_filter = [StateFilter]
+    list_filter = [ManagementStateFilter]
     search_fields = ["label__startswith", "public_id__exact", "tenant__slug__exact"]
     autocomplete_fields = ["tenant"]
     show_full_result_count = False
@@ -237,13 +256,26 @@ class ManagementKeyAdmin(IssuedOnce):
 
     @admin.action(description="Revoke selected management keys", permissions=["change"])
     def revoke(self, request: HttpRequest, keys: QuerySet[ManagementKey]) -> HttpResponse | None:
-        reason = request.POST.get("reason", "").strip()
-        if not reason:
-            return ask_reason(self, request, keys, action="revoke", title="Revoke management keys")
-        actor = str(request.user)
-        revoked = sum(services.revoke_management_key(key=key, actor=actor, reason=reason) for key in keys)
-        self.message_user(request, f"Revoked {revoked} of {len(keys)} keys.", messages.SUCCESS)
-        return None
+        """Ask why, beside who is cut off from what; once that is answered, do it."""
+        chosen = list(keys.select_related("tenant"))
+        form = ReasonForm(request.POST if "reason" in request.POST else None)
+        if form.is_valid():
+            actor, reason = str(request.user), form.cleaned_data["reason"]
+            revoked = sum(
+                services.revoke_management_key(key=key, actor=actor, reason=reason) for key in chosen
+            )
+            self.message_user(request, f"Revoked {revoked} of {len(chosen)} keys.", messages.SUCCESS)
+            return None
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"Revoke {len(chosen)} management {'key' if len(chosen) == 1 else 'keys'}",
+            "opts": self.opts,
+            "keys": chosen,
+            "working": list(keys.filter(works(now()))),
+            "form": form,
+            "checkbox": ACTION_CHECKBOX_NAME,
+        }
+        return TemplateResponse(request, "admin/keys/managementkey/revoke.html", context)
 
 
 @admin.register(PolicyRule)

@@ -17,6 +17,11 @@ from tenants.secret_marks import MANAGING
 NOTED_EVERY = timedelta(minutes=1)
 
 
+def works(moment: datetime) -> Q:
+    """The condition that a management key opens anything."""
+    return Q(revoked_at=None) & (Q(expires_at=None) | Q(expires_at__gt=moment))
+
+
 @sensitive_variables("secret")
 def management_key_of(secret: str) -> ManagementKey | None:
     """The key that ``secret`` opens; None for every reason why it opens nothing.
@@ -28,7 +33,7 @@ def management_key_of(secret: str) -> ManagementKey | None:
     if public_id is None:
         return None
     moment = now()
-    live = ManagementKey.objects.filter(Q(expires_at=None) | Q(expires_at__gt=moment), revoked_at=None)
+    live = ManagementKey.objects.filter(works(moment))
     key = live.select_related("tenant").filter(public_id=public_id).first()
     if key is None or not hmac.compare_digest(key.digest, secrets.digest(secret)):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.contrib.admin.models import LogEntry
@@ -14,6 +14,8 @@ from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
 from django.db import IntegrityError, transaction
 from django.urls import reverse
+from django.utils.html import strip_tags
+from django.utils.timezone import now
 
 from audit.models import AuditEvent
 from budgets.services import set_budget
@@ -157,6 +159,60 @@ def test_the_admin_shows_the_secret_once_and_keeps_it_nowhere(olga):
     assert secret not in "".join(str(session.get_decoded()) for session in Session.objects.all())
     assert secret not in "".join(str(vars(entry)) for entry in LogEntry.objects.all())
     assert secret not in "".join(cookie.value for cookie in olga.cookies.values())
+
+
+@pytest.mark.django_db
+def test_the_admin_shows_who_is_cut_off_before_it_revokes(olga):
+    acme = create_tenant(slug="acme", name="Acme", actor="test")
+    used = manager("keys:read", "budgets:write", tenant=acme, label="terraform").key
+    ManagementKey.objects.filter(pk=used.pk).update(last_used_at=now() - timedelta(hours=3))
+    unused = manager("audit:read", label="auditor").key
+    gone = manager("keys:read", label="gone").key
+    revoke_management_key(key=gone, actor="olga", reason="lost")
+    chosen = {"action": "revoke", "_selected_action": [str(key.pk) for key in (used, unused, gone)]}
+
+    page = olga.post(reverse(LIST), chosen).content.decode()
+    silent = olga.post(reverse(LIST), {**chosen, "reason": " "})
+
+    rows = [
+        [
+            re.sub(r"\s+", " ", strip_tags(cell)).strip()
+            for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)
+        ]
+        for row in re.findall(r"<tr>.*?</tr>", page, re.DOTALL)
+    ]
+    everywhere = "all tenants, and what belongs to none"
+    assert sorted(rows[1:]) == [
+        [f"auditor {unused.public_id}", "without an end", "audit:read", everywhere, "never", "test"],
+        [f"gone {gone.public_id}", "no, revoked", "keys:read", everywhere, "never", "test"],
+        [
+            f"terraform {used.public_id}",
+            "without an end",
+            "budgets:write, keys:read",
+            str(acme),
+            "3 hours ago",
+            "test",
+        ],
+    ]
+    assert "Revoke 3 management keys" in page
+    assert "2 of 3 work now." in page
+    assert "This field is required" in silent.content.decode()
+    assert ManagementKey.objects.filter(revoked_at=None).count() == 2
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("state", "found"), [("live", ["on"]), ("expired", ["over"]), ("revoked", ["off"])])
+def test_the_admin_finds_them_by_their_state(olga, state, found):
+    for label in ("on", "over", "off"):
+        manager("keys:read", label=label)
+    ManagementKey.objects.filter(label="over").update(
+        created_at=now() - timedelta(days=2), expires_at=now() - timedelta(days=1)
+    )
+    revoke_management_key(key=ManagementKey.objects.get(label="off"), actor="olga", reason="lost")
+
+    page = olga.get(reverse(LIST), {"state": state})
+
+    assert [key.label for key in page.context["cl"].result_list] == found
 
 
 @pytest.mark.django_db
