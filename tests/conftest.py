@@ -93,6 +93,12 @@ def gateway(django_db_setup: None) -> Iterator[Gateway]:
         yield running
 
 
+@pytest.fixture
+def acme() -> Tenant:
+    """A tenant whose days begin before those of UTC; files that need another one have their own."""
+    return create_tenant(slug="acme", name="ACME", actor="test", time_zone="Europe/Berlin")
+
+
 def furnish(ollama: SimulatorThread) -> None:
     """Empty Redis, and put in what every house has: counters that may be believed, an upstream.
 

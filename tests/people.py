@@ -7,6 +7,8 @@ from html.parser import HTMLParser
 from django.contrib.auth.models import AnonymousUser, Permission
 from django.test import Client
 
+from budgets.services import set_budget
+from keys.services import issue_key
 from tenants import services
 from tenants.models import Member, Tenant, User
 
@@ -39,6 +41,21 @@ def a_person(who: str, acme: Tenant) -> User | AnonymousUser:
             tenant = services.create_tenant(slug="globex", name="Globex", actor="test")
         services.add_member(tenant=tenant, user=user, role=role, actor="test")
     return user
+
+
+def furnished(slug: str) -> Tenant:
+    """A tenant with something of its own behind every wall: a team, a key, a budget."""
+    tenant = services.create_tenant(slug=slug, name=slug, actor="test")
+    services.create_team(tenant=tenant, name=f"Team of {slug}", actor="test")
+    issue_key(tenant=tenant, label=f"key of {slug}", actor="test")
+    set_budget(scope="tenant", tenant=tenant, unit="tokens", period="day", limit=9, actor="test")
+    return tenant
+
+
+def a_member(tenant: Tenant, name: str, role: str = "member") -> Member:
+    """Somebody who has not been there before, with an address for mail."""
+    user = services.create_user(username=name, email=f"{name}@example.org", actor="test")
+    return services.add_member(tenant=tenant, user=user, role=role, actor="test")
 
 
 def a_browser(person: User | AnonymousUser) -> Client:

@@ -1,4 +1,4 @@
-"""What each role of ``docs/roles.md`` sees in a browser: its menu, what it may do, and where it is told no."""
+"""What each role of ``docs/roles.md`` sees in a browser: menu, deeds, and where it is told no."""
 
 from __future__ import annotations
 

@@ -21,16 +21,12 @@ from audit.models import AuditEvent
 from benchmarks.ledger_rows import FILL
 from budgets.exports import PROFILES
 from tenants.models import Tenant
-from tenants.services import create_tenant
 from tests.exporting import an_entry, an_order, written
 from tests.gateway import ROOT, environment
 
+pytestmark = pytest.mark.django_db(transaction=True)
+
 MONTH = ("--from", "2026-10-01", "--before", "2026-11-01")
-
-
-@pytest.fixture
-def acme(transactional_db: None) -> Tenant:
-    return create_tenant(slug="acme", name="ACME", actor="test", time_zone="Europe/Berlin")
 
 
 def export_usage(*arguments: str) -> str:

@@ -32,14 +32,11 @@ from tests.exporting import an_entry, an_order, written
 from tests.gateway import Gateway
 from tests.people import EVERYBODY, MAY_EXPORT, UNKNOWN, a_browser, a_person
 
+pytestmark = pytest.mark.django_db(transaction=True)
+
 PAGE, API = "/portal/acme/exports/", "/manage/v1/exports/"
 MONTH = {"from_day": "2026-10-01", "before_day": "2026-11-01"}
 SEES_ACME = {"owner", "admin", "finance", "auditor", "member", "operator", "superuser"}
-
-
-@pytest.fixture
-def acme(transactional_db: None) -> Tenant:
-    return create_tenant(slug="acme", name="ACME", actor="test", time_zone="Europe/Berlin")
 
 
 @pytest.fixture

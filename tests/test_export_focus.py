@@ -23,8 +23,9 @@ from budgets.exports import PROFILES, totals_of
 from budgets.models import ClosedMonth, Statement
 from budgets.pricing import PinnedPrice
 from tenants.models import CalendarChange, Tenant
-from tenants.services import create_tenant
 from tests.exporting import PRICE, an_entry, an_order, rows_of
+
+pytestmark = pytest.mark.django_db(transaction=True)
 
 # What FOCUS 1.2 calls mandatory, and what its types are.
 INSTANT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
@@ -73,11 +74,6 @@ OTHERS = {
     "Tags": r"\{.+\}",
 }
 FREE = PinnedPrice("00000000-0000-4000-8000-0000000000ff", 0, 0, 0, 0)
-
-
-@pytest.fixture
-def acme(transactional_db: None) -> Tenant:
-    return create_tenant(slug="acme", name="ACME", actor="test", time_zone="Europe/Berlin")
 
 
 def charges(tenant: Tenant | None, **options: Any) -> list[dict[str, str]]:

@@ -35,17 +35,14 @@ from tenants.models import Tenant
 from tenants.services import create_tenant
 from tests.exporting import KEY, OCTOBER, an_entry, an_order, rows_of, written
 
+pytestmark = pytest.mark.django_db(transaction=True)
+
 TEAM, MEMBER = UUID(int=7), UUID(int=8)
 SPREADSHEETS = [
     {"separator": separator, "decimal_comma": comma}
     for separator in ("comma", "semicolon", "tab")
     for comma in (False, True)
 ]
-
-
-@pytest.fixture
-def acme(transactional_db: None) -> Tenant:
-    return create_tenant(slug="acme", name="ACME", actor="test", time_zone="Europe/Berlin")
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from keys.services import issue_key
 from tenants.charts import Chart
 from tenants.ids import new_id
 from tenants.models import Tenant
-from tenants.services import create_tenant
 from tests import ledgers
 from tests.ledgers import book
 
@@ -36,11 +35,6 @@ ISSUED = datetime(2026, 3, 8, 9, 15, tzinfo=UTC)
 def then() -> Iterator[None]:
     with time_machine.travel(NOW, tick=False):
         yield
-
-
-@pytest.fixture
-def acme() -> Tenant:
-    return create_tenant(slug="acme", name="ACME", actor="test", time_zone="Europe/Berlin")
 
 
 @pytest.fixture

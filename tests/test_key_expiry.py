@@ -19,8 +19,9 @@ from budgets.models import Delivery, Notice, Recipient
 from budgets.services import add_recipient
 from keys.models import ApiKey
 from keys.services import change_key, issue_key, revoke_key
-from tenants.models import Member, Tenant
-from tenants.services import add_member, create_service_account, create_tenant, create_user, suspend_tenant
+from tenants.models import Tenant
+from tenants.services import create_service_account, create_tenant, suspend_tenant
+from tests.people import a_member
 from tests.test_keys_services import at_once
 
 pytestmark = pytest.mark.django_db
@@ -32,11 +33,6 @@ ENDS = START + timedelta(days=90)
 @pytest.fixture
 def acme() -> Tenant:
     return create_tenant(slug="acme", name="ACME", actor="test", time_zone="Asia/Tokyo")
-
-
-def a_member(tenant: Tenant, name: str, role: str = "member") -> Member:
-    user = create_user(username=name, email=f"{name}@example.org", actor="test")
-    return add_member(tenant=tenant, user=user, role=role, actor="test")
 
 
 def a_key(tenant: Tenant, **options: Any) -> ApiKey:

@@ -13,6 +13,8 @@ from tenants.models import Tenant, User
 from tests.conftest import House
 from tests.people import EVERYBODY, MAY_EXPORT, OPERATORS, ROLES, UNKNOWN, Outline, a_browser, a_person
 
+pytestmark = pytest.mark.django_db(transaction=True)
+
 POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self'; img-src 'self' data:; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -26,11 +28,6 @@ PAGES = {
 MAY_READ = dict.fromkeys(["owner", "admin", "finance", "auditor", *OPERATORS], Reach.WHOLE_TENANT) | {
     "member": Reach.OWN_KEYS
 }
-
-
-@pytest.fixture
-def acme(transactional_db: None) -> Tenant:
-    return services.create_tenant(slug="acme", name="ACME", actor="test", time_zone="Europe/Berlin")
 
 
 @pytest.mark.parametrize("who", EVERYBODY)

@@ -23,11 +23,6 @@ PAGE = "/portal/acme/audit/"
 
 
 @pytest.fixture
-def acme() -> Tenant:
-    return create_tenant(slug="acme", name="ACME", actor="test", time_zone="Europe/Berlin")
-
-
-@pytest.fixture
 def auditor(acme: Tenant) -> Client:
     return a_browser(a_person("auditor", acme))
 

@@ -30,11 +30,6 @@ ASKING = frozenset({"owner", "admin", "member"})
 State = RaiseRequest.State
 
 
-@pytest.fixture
-def acme() -> Tenant:
-    return create_tenant(slug="acme", name="ACME", actor="test", time_zone="Europe/Berlin")
-
-
 def person(who: str, acme: Tenant) -> User:
     user = a_person(who, acme)
     assert isinstance(user, User)

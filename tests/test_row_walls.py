@@ -29,29 +29,26 @@ from keys.services import issue_key, revoke_key
 from tenants.access import access_to
 from tenants.generations import in_force
 from tenants.models import Generation, KeptAnswer, Member, Team, Tenant
-from tenants.services import change_member, create_team, create_tenant, rename_team
+from tenants.services import change_member, create_team, rename_team
 from tests import ledgers
 from tests.ledgers import book
-from tests.people import a_browser, a_person
+from tests.people import a_browser, a_person, furnished
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture
 def acme() -> Tenant:
-    return furnished("acme")
+    return booked("acme")
 
 
 @pytest.fixture
 def globex() -> Tenant:
-    return furnished("globex")
+    return booked("globex")
 
 
-def furnished(slug: str) -> Tenant:
-    tenant = create_tenant(slug=slug, name=slug, actor="test")
-    create_team(tenant=tenant, name=f"Team of {slug}", actor="test")
-    issue_key(tenant=tenant, label=f"key of {slug}", actor="test")
-    set_budget(scope="tenant", tenant=tenant, unit="tokens", period="day", limit=9, actor="test")
+def booked(slug: str) -> Tenant:
+    tenant = furnished(slug)
     book(ledgers.of(tenant))
     return tenant
 

@@ -20,12 +20,10 @@ from budgets.models import Budget, Price
 from budgets.services import set_budget, set_price
 from config.walls import OF_THE_SYSTEM, SHARED, unclassified, walled_models
 from keys.models import ApiKey, KeySecret
-from keys.services import issue_key
 from tenants.access import Access
 from tenants.models import Member, Team, Tenant
 from tenants.portal import tenant_page
-from tenants.services import create_team, create_tenant
-from tests.people import a_browser, a_person
+from tests.people import a_browser, a_person, furnished
 
 pytestmark = pytest.mark.django_db
 
@@ -68,14 +66,6 @@ def acme() -> Tenant:
 @pytest.fixture
 def globex() -> Tenant:
     return furnished("globex")
-
-
-def furnished(slug: str) -> Tenant:
-    tenant = create_tenant(slug=slug, name=slug, actor="test")
-    create_team(tenant=tenant, name=f"Team of {slug}", actor="test")
-    issue_key(tenant=tenant, label=f"key of {slug}", actor="test")
-    set_budget(scope="tenant", tenant=tenant, unit="tokens", period="day", limit=9, actor="test")
-    return tenant
 
 
 def test_every_model_is_behind_a_wall_or_on_a_list_that_says_why_not() -> None:

@@ -18,7 +18,7 @@ from tenants import services
 from tenants.access import access_to
 from tenants.invitations import invite
 from tenants.models import Invitation, Member, ServiceAccount, Tenant, User
-from tests.people import EVERYBODY, OPERATORS, ROLES, UNKNOWN, a_browser, a_person
+from tests.people import EVERYBODY, OPERATORS, ROLES, UNKNOWN, a_browser, a_member, a_person
 
 # Who may be given, changed and removed by whom.
 ALL_ROLES = frozenset(Member.Role)
@@ -34,11 +34,6 @@ READS_ALL = frozenset({"owner", "admin", "finance", "auditor", *OPERATORS})
 def acme(transactional_db: None) -> Tenant:
     cache.delete_pattern("*allauth*")  # type: ignore[attr-defined]  # what django-redis adds
     return services.create_tenant(slug="acme", name="ACME", actor="test")
-
-
-def a_member(tenant: Tenant, name: str, role: str = "member") -> Member:
-    user = services.create_user(username=name, email=f"{name}@example.org", actor="test")
-    return services.add_member(tenant=tenant, user=user, role=role, actor="test")
 
 
 def without_tokens(page: str) -> list[str]:

@@ -13,12 +13,13 @@ from django.utils import translation
 from budgets.money import usd_total
 from budgets.usage import in_percent
 from budgets.words import amount
-from tenants import services
 from tenants.figures import grouped
 from tenants.models import Tenant
 from tests import ledgers, texts
 from tests.ledgers import book
 from tests.people import a_browser, a_person
+
+pytestmark = pytest.mark.django_db
 
 
 def test_every_text_has_its_german_and_the_catalog_is_as_it_is_written() -> None:
@@ -143,11 +144,6 @@ def test_numbers_are_those_of_the_language(shown, english, german):
         assert shown() == english
     with translation.override("de"):
         assert shown() == german
-
-
-@pytest.fixture
-def acme(db: None) -> Tenant:
-    return services.create_tenant(slug="acme", name="ACME", actor="test", time_zone="Europe/Berlin")
 
 
 @pytest.fixture

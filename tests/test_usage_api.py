@@ -24,11 +24,6 @@ ENTRIES = "/manage/v1/usage/entries/"
 
 
 @pytest.fixture
-def acme() -> Tenant:
-    return services.create_tenant(slug="acme", name="ACME", actor="test", time_zone="Europe/Berlin")
-
-
-@pytest.fixture
 def operator(acme: Tenant) -> Client:
     return a_browser(a_person("operator", acme))
 

@@ -13,16 +13,11 @@ from django.core.management import CommandError, call_command
 from keys.services import issue_key
 from tenants.ids import new_id
 from tenants.models import Member, Team, Tenant, User
-from tenants.services import add_member, create_team, create_tenant
+from tenants.services import add_member, create_team
 from tests import ledgers
 from tests.ledgers import NOON, an_entry, book
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def acme() -> Tenant:
-    return create_tenant(slug="acme", name="ACME", actor="test", time_zone="Europe/Berlin")
 
 
 @pytest.fixture

@@ -34,11 +34,6 @@ PAGES = {
 
 
 @pytest.fixture
-def acme() -> Tenant:
-    return services.create_tenant(slug="acme", name="ACME", actor="test", time_zone="Europe/Berlin")
-
-
-@pytest.fixture
 def finance(acme: Tenant) -> Client:
     return a_browser(a_person("finance", acme))
 
