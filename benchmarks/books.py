@@ -126,6 +126,7 @@ def servers() -> Iterator[None]:
                 "DATABASE_URL": postgres.url,
                 "REDIS_URL": valkey.url,
                 "SPOOL_DIR": str(directory / "spool"),
+                "EXPORT_DIR": str(directory / "exports"),
                 "SECRET_KEY": secrets.token_hex(32),
                 "KEY_PEPPER": secrets.token_hex(32),
                 "MAX_BACKLOG": str(10**9),

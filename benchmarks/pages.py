@@ -17,9 +17,11 @@ import re
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -33,36 +35,46 @@ if __name__ == "__main__":
     bootstrap.enter_environment()
 
 from benchmarks import books
-from benchmarks.ledger_rows import FILL
+from benchmarks.furnishing import DAYS, SLUG, first_day_of_entries, furnish
 
 AIM_MS = 100
-DAYS, KEYS, MEMBERS = 28, 40, 40
-SLUG = "acme"
-ACTOR = "benchmark"
-# Asked once, so that templates are loaded and pools are filled, and then so often.
+# Asked once, and then so often; with none the first counts.
 REPEATS = 9
+OPERATOR, OWNER, MEMBER = "operator", "member-0", "member-1"
+DAY_BY_DAY = "from={first_day}&before={before_day}"
 # Beside what a page shows by itself.
 QUERIES = {
-    "portal-usage": ("", "?by=day", "?by=model&by=day", "?by=hour"),
+    "portal": ("?q=ac",),
+    "portal-usage": (
+        "", "?by=day", "?by=model&by=day", "?by=hour", "?by=team&by=member",
+        f"?by=day&{DAY_BY_DAY}", f"?by=key&by=model&by=day&{DAY_BY_DAY}&order=-cost_micro_usd",
+        f"?by=hour&key={{key_id}}&{DAY_BY_DAY}", f"?by=model&{DAY_BY_DAY}&team={{team_id}}&limit=1000",
+        f"?by=route&{DAY_BY_DAY}", f"?by=run&{DAY_BY_DAY}", f"?by=request&{DAY_BY_DAY}",
+        f"?by=model&route=chat&{DAY_BY_DAY}",
+    ),
+    "portal-entries": (
+        "", f"?{DAY_BY_DAY}", f"?key={{key_id}}&{DAY_BY_DAY}", "?model={model}", "?after={after}",
+        "?route=chat", "?run=nightly",
+    ),
     "portal-key": ("", "?span=7d", "?span=30d", "?span=period"),
+    "portal-keys": ("", "?q=key", "?state=any&page=2", "?state=expiring", "?owner=member:{member_id}"),
     "portal-keys-revoke": ("?key={key_id}",),
-    "portal-exports": ("", "?from_day={first_day}&before_day={before_day}&profile=day"),
+    "portal-keys-disable": ("?key={key_id}",),
+    "portal-keys-enable": ("?key={key_id}",),
+    "portal-refusals": ("", "?request={request_id}"),
+    "portal-audit": ("", "?action=budget.set", "?since={first_day}&before={before_day}", "?subject={key_id}"),
+    "portal-exports": (
+        "", "?from_day={first_day}&before_day={before_day}&profile=day",
+        "?from_day={first_day}&before_day={before_day}&profile=requests",
+    ),
+}  # fmt: skip
+# Where something else stands in an address than its name says elsewhere.
+OTHERWISE: dict[str, dict[str, str]] = {
+    "portal-refusal": {"request_id": "refused_id"},
 }
-
-# The call of each entry as it went by, and one refused beside every twentieth.
-EVENTS = """
-INSERT INTO audit_requestevent (
-    request_id, at, tenant_id, tenant, key_id, key, route, dialect, model, upstream, stream, run, status,
-    outcome, refusal, refused_by, input_tokens, output_tokens, exact, admitted_at, ended_at)
-SELECT request_id, ended_at, tenant_id, tenant, key_id, key, route, dialect, model, upstream, stream, '', 200,
-    'completed', '', '{}'::text[], input_tokens, output_tokens, exact, admitted_at, ended_at
-FROM budgets_ledgerentry
-UNION ALL
-SELECT overlay(request_id::text PLACING 'b' FROM 20)::uuid, ended_at, tenant_id, tenant, key_id, key, route,
-    dialect, model, '', stream, '', 429, 'refused', 'budget_exhausted', '{}'::text[], 0, 0, true,
-    NULL, ended_at
-FROM budgets_ledgerentry WHERE id % 20 = 0
-"""
+# Of the pages under ``/account/`` those that are the portal's own.
+OWN_PAGES = ("account", "account_email")
+NO_PAGE = (HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +88,14 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What it took to answer for one address: milliseconds, and the queries of one answer.
+    """What it took to answer ``who`` for one address: milliseconds, and the queries of one answer.
 
     ``own_ms`` is the processor time of this process; the rest of the median is
     the database, and other work on the machine.
     """
 
+    name: str
+    who: str
     address: str
     status: int
     median_ms: float
@@ -92,6 +106,17 @@ class Page:
     @property
     def is_too_slow(self) -> bool:
         return self.median_ms >= AIM_MS
+
+    @property
+    def repeated(self) -> list[str]:
+        """What was asked of the database more than once."""
+        asked = Counter((query.sql, repr(query.values)) for query in self.queries if is_question(query.sql))
+        return [sql for (sql, _), times in asked.items() if times > 1]
+
+
+def is_question(sql: str) -> bool:
+    """Whether a statement reads tables; what begins and ends transactions and says who asks does not."""
+    return sql.startswith(("SELECT", "WITH")) and "FROM" in sql
 
 
 def main() -> int:
@@ -120,63 +145,21 @@ def main() -> int:
         if given.explain:
             for page in pages:
                 if page.is_too_slow:
-                    print(f"\n{page.address}\n{explained(page)}")  # noqa: T201
+                    print(f"\n{page.address} {page.who}\n{explained(page)}")  # noqa: T201
+                for sql in page.repeated:
+                    print(f"\n{page.address} {page.who} twice: {sql}")  # noqa: T201
     if given.json:
         told = [{**asdict(page), "queries": len(page.queries)} for page in pages]
         Path(given.json).write_text(json.dumps(told, indent=1))
     return 1 if any(page.is_too_slow for page in pages) else 0
 
 
-def furnish(rows: int) -> None:
-    """One tenant with so many entries, and something behind every kind of address."""
-    from django.db import connection
-
-    from audit import months
-    from budgets import rollups
-    from budgets.booking import BY_MONTH
-    from budgets.exports.jobs import order_export
-    from budgets.exports.orders import Order
-    from budgets.month_closing import close_month
-    from budgets.rebuild import ensure_epoch
-    from budgets.rollups import Part
-    from budgets.usage import Selection
-    from keys.models import ApiKey
-    from tenants import generations, services
-    from tenants.invitations import invite
-    from tenants.models import User
-
-    tenant = services.create_tenant(slug=SLUG, name="ACME", actor=ACTOR, allow_all_models=True)
-    first_day = datetime.now(UTC).date() - timedelta(days=DAYS - 1)
-    with connection.cursor() as cursor:
-        for table in BY_MONTH:
-            months.ensure(table, months.months_from(first_day, 2))
-        cursor.execute(FILL, {"rows": rows, "tenant_id": tenant.pk, "tenant": SLUG, "first_day": first_day})
-        cursor.execute(EVENTS)
-        cursor.execute("SELECT DISTINCT key_id, key FROM budgets_ledgerentry ORDER BY key")
-        ApiKey.objects.bulk_create(
-            ApiKey(pk=key_id, tenant=tenant, label=label) for key_id, label in cursor.fetchall()
-        )
-    rollups.rebuild(part=Part(), actor=ACTOR, write=True)
-    for number in range(MEMBERS):
-        user = User.objects.create(username=f"member-{number}")
-        services.add_member(tenant=tenant, user=user, role="owner" if number == 0 else "member", actor=ACTOR)
-    owner = User.objects.get(username="member-0")
-    services.create_service_account(tenant=tenant, name="nightly", actor=ACTOR)
-    invite(tenant=tenant, email="mia@example.org", role="member", invited_by=owner)
-    User.objects.create(username="operator", is_staff=True, is_superuser=True)
-    generations.project()
-    ensure_epoch()
-    month = first_day.replace(day=1)
-    close_month(tenant=tenant, month=(month - timedelta(days=1)).replace(day=1), actor=ACTOR)
-    order_export(
-        order=Order(Selection(tenant.pk, first_day, first_day + timedelta(days=DAYS)), "day"), user=owner
-    )
-    with connection.cursor() as cursor:
-        cursor.execute("VACUUM ANALYZE")
-
-
 def measured(repeats: int = REPEATS) -> tuple[list[Page], list[str]]:
-    """Every page, the slowest first, and the routes for which there is nothing here to show."""
+    """Every page, the slowest first, and the routes for which there is nothing here to show.
+
+    Those of the portal are asked for by an owner, who sees the whole tenant,
+    and by a member, who sees what is theirs.
+    """
     from django.test import Client
 
     from tenants.models import User
@@ -184,22 +167,24 @@ def measured(repeats: int = REPEATS) -> tuple[list[Page], list[str]]:
     found, without = [], []
     known = _known()
     for route, name in _routes():
-        address = _filled_in(route, known)
+        address = _filled_in(
+            route, known | {part: known[of] for part, of in OTHERWISE.get(name, {}).items() if of in known}
+        )
         if address is None:
             without.append(route)
             continue
-        client = Client(headers={"host": "localhost"})
-        who = "operator" if route.startswith("admin/") else "member-0"
-        client.force_login(User.objects.get(username=who))
-        asked = [address + query.format(**known) for query in QUERIES.get(name, ("",))]
-        found += [_asked(client, one, repeats) for one in asked]
-    # What takes only forms is no page.
-    found = [page for page in found if page.status != HTTPStatus.METHOD_NOT_ALLOWED]
+        for who in (OPERATOR,) if route.startswith("admin/") else (OWNER, MEMBER):
+            client = Client(headers={"host": "localhost"})
+            client.force_login(User.objects.get(username=who))
+            asked = [address + query.format(**known) for query in QUERIES.get(name, ("",))]
+            found += [_asked(client, name, who, one, repeats) for one in asked]
+    # What takes only forms is no page, nor is one that somebody may not see.
+    found = [page for page in found if page.status not in NO_PAGE]
     return sorted(found, key=lambda page: -page.median_ms), without
 
 
 def _routes() -> Iterator[tuple[str, str]]:
-    """Pages of the portal and lists of the admin: the route and its name."""
+    """Pages of the portal, those about oneself, and lists of the admin: the route and its name."""
     from django.urls import URLPattern, URLResolver, get_resolver
 
     def below(resolver: URLResolver, beginning: str) -> Iterator[tuple[str, str]]:
@@ -211,35 +196,49 @@ def _routes() -> Iterator[tuple[str, str]]:
                 yield route, pattern.name or ""
 
     for route, name in below(get_resolver(), ""):
-        if route.startswith("portal/") or (
-            route.startswith("admin/") and (name == "index" or name.endswith("_changelist"))
+        if (
+            route.startswith("portal/")
+            or name in OWN_PAGES
+            or (route.startswith("admin/") and (name == "index" or name.endswith("_changelist")))
         ):
             yield route, name
 
 
 def _known() -> dict[str, Any]:
-    """What may stand in an address, by the name that it has in the routes."""
-    from budgets.models import Budget, Export, LedgerEntry, RaiseRequest, Recipient, Statement
+    """What may stand in an address, by the name that it has in the routes; of the member, where it can be."""
+    from budgets.models import Budget, Export, LedgerEntry, RaiseRequest, Recipient, RefusedCall, Statement
+    from budgets.paging import page_of
+    from budgets.usage import Selection
     from keys.models import ApiKey
-    from tenants.models import Invitation, Member, ServiceAccount, Team
+    from tenants.models import Invitation, Member, ServiceAccount, Tenant
 
-    first_day = datetime.now(UTC).date() - timedelta(days=DAYS - 1)
-    some = {
-        "request_id": LedgerEntry.objects.order_by("-id").values_list("request_id", flat=True),
-        "key_id": ApiKey.objects.values_list("pk", flat=True),
-        "member_id": Member.objects.values_list("pk", flat=True),
-        "account_id": ServiceAccount.objects.values_list("pk", flat=True),
-        "invitation_id": Invitation.objects.values_list("pk", flat=True),
-        "team_id": Team.objects.values_list("pk", flat=True),
-        "budget_id": Budget.objects.exclude(limit=None).values_list("pk", flat=True),
-        "recipient_id": Recipient.objects.exclude(tenant=None).values_list("pk", flat=True),
-        "raise_id": RaiseRequest.objects.values_list("pk", flat=True),
-        "export_id": Export.objects.values_list("pk", flat=True),
-        "number": Statement.objects.values_list("number", flat=True),
+    tenant = Tenant.objects.get(slug=SLUG)
+    member = Member.objects.get(tenant=tenant, user__username=MEMBER)
+    key = ApiKey.objects.get(member=member)
+    first_day = first_day_of_entries()
+    some: dict[str, Any] = {
+        "request_id": LedgerEntry.objects.filter(key_id=key.pk).order_by("-id").values_list("request_id"),
+        "refused_id": RefusedCall.objects.filter(tenant_id=tenant.pk).values_list("pk"),
+        "account_id": ServiceAccount.objects.values_list("pk"),
+        "invitation_id": Invitation.objects.values_list("pk"),
+        "budget_id": Budget.objects.filter(scope="key", key=key).values_list("pk"),
+        "recipient_id": Recipient.objects.exclude(tenant=None).values_list("pk"),
+        "raise_id": RaiseRequest.objects.filter(asked_by=member.user).values_list("pk"),
+        "export_id": Export.objects.filter(state="ready").values_list("pk"),
+        "link": Export.objects.filter(state="ready").values_list("link"),
+        "number": Statement.objects.values_list("number"),
+        "model": LedgerEntry.objects.values_list("model"),
     }
-    known = {name: found[0] for name, found in some.items() if found.exists()}
-    days = {"first_day": first_day, "before_day": first_day + timedelta(days=DAYS)}
-    return {"slug": SLUG, **days, **known}
+    known = {name: found[0][0] for name, found in some.items() if found.exists()}
+    return known | {
+        "slug": SLUG,
+        "key_id": key.pk,
+        "member_id": member.pk,
+        "team_id": member.team_id,
+        "first_day": first_day,
+        "before_day": first_day + timedelta(days=DAYS),
+        "after": page_of(Selection(tenant.pk)).next,
+    }
 
 
 def _filled_in(route: str, known: dict[str, Any]) -> str | None:
@@ -250,7 +249,7 @@ def _filled_in(route: str, known: dict[str, Any]) -> str | None:
     return "/" + re.sub(r"<(?:\w+:)?(\w+)>", lambda found: str(known[found[1]]), route)
 
 
-def _asked(client: Any, address: str, repeats: int) -> Page:
+def _asked(client: Any, name: str, who: str, address: str, repeats: int) -> Page:
     from django.db import connection
 
     queries: list[Query] = []
@@ -262,25 +261,28 @@ def _asked(client: Any, address: str, repeats: int) -> Page:
         finally:
             queries.append(Query(sql, values, 1000 * (time.perf_counter() - began)))
 
-    with connection.execute_wrapper(watched):
-        status = client.get(address).status_code
     took, own = [], []
-    for _ in range(repeats):
+    for number in range(repeats + 1):
+        watching = connection.execute_wrapper(watched) if number == 0 else nullcontext()
         began, worked = time.perf_counter(), time.thread_time()
-        client.get(address)
+        with watching:
+            status = client.get(address).status_code
         took.append(1000 * (time.perf_counter() - began))
         own.append(1000 * (time.thread_time() - worked))
-    return Page(address, status, statistics.median(took), max(took), statistics.median(own), queries)
+    # The first one loaded templates and filled pools.
+    took, own = took[1:] or took, own[1:] or own
+    figures = statistics.median(took), max(took), statistics.median(own)
+    return Page(name, who, address, status, *figures, queries)
 
 
 def report(pages: list[Page], without: list[str]) -> Iterator[str]:
     """The table, line by line."""
     width = max(len(page.address) for page in pages)
-    yield f"{'page'.ljust(width)}  status  median ms  slowest ms  own ms  queries"
+    yield f"{'page'.ljust(width)}  {'who':8}  status  median ms  slowest ms  own ms  queries"
     for page in pages:
         figures = f"{page.median_ms:9.1f}  {page.slowest_ms:10.1f}  {page.own_ms:6.1f}  {len(page.queries):7}"
-        slow = "  TOO SLOW" if page.is_too_slow else ""
-        yield f"{page.address.ljust(width)}  {page.status:6}  {figures}{slow}"
+        more = "  TOO SLOW" * page.is_too_slow + f"  {len(page.repeated)} TWICE" * bool(page.repeated)
+        yield f"{page.address.ljust(width)}  {page.who:8}  {page.status:6}  {figures}{more}"
     for route in without:
         yield f"not measured, nothing here to show: {route}"
 

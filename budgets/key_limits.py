@@ -11,7 +11,7 @@ from django.utils.translation import gettext_lazy
 
 from budgets.booked import booked
 from budgets.models import Budget, Scope, Unit
-from budgets.standing import standings
+from budgets.standing import Standing, standings
 from budgets.words import window_name
 from tenants.charts import REQUESTS, TOKENS, USD, Measure
 from tenants.redis import RedisError
@@ -43,6 +43,11 @@ class KeyLimit:
     starts_at: datetime
     ends_at: datetime | None
     as_of: datetime | None = None
+
+    @classmethod
+    def of(cls, one: Standing) -> KeyLimit:
+        """A budget that stands like this."""
+        return cls(one.budget, one.limit, one.used, one.held, one.starts_at, one.ends_at)
 
     @property
     def taken(self) -> int:
@@ -89,10 +94,7 @@ def limits_of_keys(key_ids: Collection[UUID]) -> dict[UUID, list[KeyLimit]]:
 def look_at(budgets: list[Budget]) -> list[KeyLimit]:
     """How budgets stand, by the counters; by the ledger's sums while Redis cannot be asked."""
     try:
-        return [
-            KeyLimit(one.budget, one.limit, one.used, one.held, one.starts_at, one.ends_at)
-            for one in standings(budgets)
-        ]
+        return [KeyLimit.of(one) for one in standings(budgets)]
     except RedisError:
         return [
             KeyLimit(one.budget, one.limit, one.used, None, one.starts_at, one.ends_at, one.as_of)

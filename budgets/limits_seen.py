@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
+from uuid import UUID
 
-from django.db.models import Q, QuerySet
+from django.db.models import Case, Q, QuerySet, Value, When
 from django.utils.timezone import now
 
 from audit.walls import across
@@ -23,6 +25,7 @@ from budgets.models import Budget, RateLimit, Scope
 from budgets.standing import Standing, standings
 from keys.models import ApiKey
 from tenants.access import Access, Reach
+from tenants.clock import clock
 from tenants.redis import RedisError
 
 # What the counters call a minute; one second more than it, as the oldest second counts whole.
@@ -31,7 +34,7 @@ ORDER = list(Scope)
 # Of a tenant's limits on others so many are listed; more is for the admin's lists.
 MOST_LISTED = 200
 
-WHOSE = ("tenant", "team", "member__user", "member__tenant", "key")
+WHOSE = ("team", "member__user", "key__member__user")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,8 @@ class Seeing:
     """The limits on a person, and those on others that they see; of the first, the budget that ends first.
 
     ``blind``: Redis could not be asked. ``left_out`` limits on others are not listed.
+    ``standings`` are those of the budgets on the person, also of those that only count;
+    None while nobody knows them.
     """
 
     own: list[Seen]
@@ -84,6 +89,7 @@ class Seeing:
     tightest: Seen | None
     blind: bool
     left_out: int
+    standings: list[Standing] | None = None
 
 
 def on_person(access: Access) -> Q:
@@ -111,22 +117,34 @@ def seen_by(access: Access) -> Q:
 
 def budgets_seen_by(access: Access) -> QuerySet[Budget]:
     """The budgets with a limit that a person may see, and so ask for more of."""
-    return Budget.objects.filter(seen_by(access)).exclude(limit=None).select_related(*WHOSE)
+    return (
+        Budget.objects.filter(seen_by(access))
+        .exclude(limit=None)
+        .select_related("tenant", "member__tenant", *WHOSE)
+    )
 
 
-def look_at_limits(access: Access) -> Seeing:
-    """How the limits stand that a person sees."""
-    own = _rows(on_person(access))
-    known = {row.pk for row in own}
-    others = [row for row in _rows(seen_by(access)) if row.pk not in known]
-    blind = False
+def look_at_limits(access: Access, *, rates: bool = True) -> Seeing:
+    """How the limits stand that a person sees; without ``rates`` only the budgets among them."""
+    counted, others = _rows(access, (Budget, RateLimit) if rates else (Budget,))
+    own = [row for row in counted if row.limit is not None]
+    listed, left_out = others[:MOST_LISTED], max(0, len(others) - MOST_LISTED)
+    standing: list[Standing] | None = None
     try:
-        figures = _by_counters([*own, *others[:MOST_LISTED]])
+        budgets = [row for row in (*counted, *listed) if isinstance(row, Budget)]
+        used = _used_of_rates([row for row in (*own, *listed) if isinstance(row, RateLimit)])
+        found = standings(budgets)
     except RedisError:
-        blind = True
-        figures = _by_the_books([*own, *others[:MOST_LISTED]])
+        figures = _by_the_books([*own, *listed])
+    else:
+        by_budget = {one.budget.pk: one for one in found}
+        standing = [by_budget[row.pk] for row in counted if isinstance(row, Budget)]
+        figures = [
+            _of_standing(by_budget[row.pk]) if isinstance(row, Budget) else _of_rate(row, used[row.pk])
+            for row in (*own, *listed)
+        ]
     seen, rest = figures[: len(own)], figures[len(own) :]
-    return Seeing(seen, rest, tightest(seen), blind, max(0, len(others) - MOST_LISTED))
+    return Seeing(seen, rest, tightest(seen), standing is None, left_out, standing)
 
 
 def tightest(limits: Iterable[Seen]) -> Seen | None:
@@ -149,22 +167,26 @@ def tightest(limits: Iterable[Seen]) -> Seen | None:
     return found and found[1]
 
 
-def _rows(wanted: Q) -> list[Budget | RateLimit]:
-    budgets = Budget.objects.filter(wanted).exclude(limit=None).select_related(*WHOSE)
-    rates = RateLimit.objects.filter(wanted).exclude(limit=None).select_related(*WHOSE)
-    rows: list[Budget | RateLimit] = [*budgets.prefetch_related("raises"), *rates]
-    return sorted(rows, key=lambda row: (ORDER.index(Scope(row.scope)), isinstance(row, RateLimit)))
-
-
-def _by_counters(rows: Sequence[Budget | RateLimit]) -> list[Seen]:
-    found = standings([row for row in rows if isinstance(row, Budget)])
-    standing = {one.budget.pk: one for one in found}
-    rates = [row for row in rows if isinstance(row, RateLimit)]
-    used = dict(zip((row.pk for row in rates), _used_of_rates(rates), strict=True))
-    return [
-        _of_standing(standing[row.pk]) if isinstance(row, Budget) else _of_rate(row, used[row.pk])
-        for row in rows
-    ]
+def _rows(
+    access: Access, kinds: Iterable[type[Budget | RateLimit]]
+) -> tuple[list[Budget | RateLimit], list[Budget | RateLimit]]:
+    """The limits on a person, budgets that only count among them, and the limits on others that they see."""
+    on_them: Any = Case(When(on_person(access), then=Value(True)), default=Value(False))
+    rows: list[Any] = []
+    for kind in kinds:
+        found = kind.objects.filter(seen_by(access)).annotate(on_them=on_them).select_related(*WHOSE)
+        rows += found.prefetch_related("raises") if kind is Budget else found
+    for row in rows:
+        # All are of this tenant, or of none; to read it with each of them takes longer than all the rest.
+        if row.tenant_id is not None:
+            row.tenant = access.tenant
+        if row.member is not None:
+            row.member.tenant = access.tenant
+    rows.sort(key=lambda row: (ORDER.index(Scope(row.scope)), isinstance(row, RateLimit)))
+    return (
+        [row for row in rows if row.on_them],
+        [row for row in rows if not row.on_them and row.limit is not None],
+    )
 
 
 def _of_standing(one: Standing) -> Seen:
@@ -202,21 +224,24 @@ def _of_rate(row: RateLimit, used: int | None) -> Seen:
     )
 
 
-def _used_of_rates(rows: Sequence[RateLimit]) -> list[int]:
+def _used_of_rates(rows: Sequence[RateLimit]) -> dict[UUID, int]:
     """What each limit has counted in the present minute, or of calls that run."""
-    redis = redis_in_bytes()
-    second = redis.time()[0]
-    pipeline = redis.pipeline(transaction=False)
+    if not rows:
+        return {}
+    pipeline = redis_in_bytes().pipeline(transaction=False)
+    pipeline.time()
     for row in rows:
         kind, unit = UNITS_OF_RATES[row.measure]
         counter = Counter(kind, row.pk.hex, unit, None, None)
         if kind == "leases":
-            pipeline.zcount(counter.key, f"({second * 1000}", "+inf")
+            pipeline.zcount(counter.key, f"({clock.now_ms():.0f}", "+inf")
         else:
             pipeline.hgetall(counter.key)
-    return [
-        found if isinstance(found, int) else _within_window(found, second) for found in pipeline.execute()
-    ]
+    (second, _microseconds), *counted = pipeline.execute()
+    return {
+        row.pk: found if isinstance(found, int) else _within_window(found, second)
+        for row, found in zip(rows, counted, strict=True)
+    }
 
 
 def _within_window(seconds: dict[bytes, bytes], now_second: int) -> int:

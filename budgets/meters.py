@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -63,11 +64,14 @@ class Metered:
 
 def metered_key(access: Access, key_id: UUID) -> Metered | None:
     """What the meter of a key shows a person; None: it is no key whose usage they may read."""
-    keys = ApiKey.objects.filter(tenant=access.tenant, pk=key_id)
-    if access.usage != Reach.WHOLE_TENANT:
-        keys = keys.filter(member=access.member) if access.member else keys.none()
-    key = keys.select_related("member").first()
-    if key is None:
+    key = ApiKey.objects.filter(tenant=access.tenant, pk=key_id).select_related("member").first()
+    return None if key is None else metered_by(access, key)
+
+
+def metered_by(access: Access, key: ApiKey) -> Metered | None:
+    """The same for a key of the tenant that is at hand."""
+    own = access.member is not None and key.member_id == access.member.pk
+    if access.usage != Reach.WHOLE_TENANT and not own:
         return None
     return Metered(key.tenant_id, key.member.team_id if key.member else None, key.member_id, key.pk)
 
@@ -83,6 +87,11 @@ def metered_person(access: Access) -> Metered | None:
 
 def meters(metered: Metered) -> list[Meter]:
     """How these budgets stand, the nearest first. Raises ``RedisError``."""
+    return meters_of(standings(budgets_of(metered)))
+
+
+def budgets_of(metered: Metered) -> list[Budget]:
+    """The budgets that a meter shows."""
     ours = Q(scope=Scope.TENANT)
     if metered.team_id is not None:
         ours |= Q(scope=Scope.TEAM, team=metered.team_id)
@@ -91,9 +100,14 @@ def meters(metered: Metered) -> list[Meter]:
     if metered.key_id is not None:
         ours |= Q(scope=Scope.KEY, key=metered.key_id)
     rows = Budget.objects.filter(ours, tenant=metered.tenant_id)
-    rows = rows.select_related("tenant", "team", "member__user", "key").prefetch_related("raises")
-    nearest_first = sorted(rows, key=lambda row: (SCOPES.index(Scope(row.scope)), row.unit, str(row)))
-    return [_meter(one) for one in standings(nearest_first)]
+    return list(rows.select_related("tenant", "team", "member__user", "key").prefetch_related("raises"))
+
+
+def meters_of(found: Iterable[Standing]) -> list[Meter]:
+    """The meters of budgets that stand like this, the nearest first; of the tenant's own, down to a key's."""
+    ours = [one for one in found if one.budget.scope in SCOPES]
+    ours.sort(key=lambda one: (SCOPES.index(Scope(one.budget.scope)), one.budget.unit, str(one.budget)))
+    return [_meter(one) for one in ours]
 
 
 def _meter(one: Standing) -> Meter:

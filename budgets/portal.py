@@ -29,7 +29,7 @@ from tenants.figures import grouped
 from tenants.portal import tenant_page
 
 # More than anybody reads on one page; the rest is one line.
-MOST_ROWS = 200
+MOST_ROWS = 100
 
 # The figures as columns, in their order; on a narrow screen the first are seen first.
 HEADINGS = {

@@ -136,7 +136,7 @@ def ask(request: HttpRequest, access: Access, budget_id: UUID) -> HttpResponse:
 def raise_request(request: HttpRequest, access: Access, raise_id: UUID) -> HttpResponse:
     """One request: for whoever asked, how it stands; for whoever may decide, yes or no."""
     _demand(access)
-    found = get_object_or_404(RaiseRequest, pk=raise_id, tenant=access.tenant)
+    found = get_object_or_404(raise_requests.all_of(access), pk=raise_id)
     own, decides = found.asked_by_id == access.user.pk, raise_requests.may_decide(access, found)
     if not (own or decides):
         raise Http404

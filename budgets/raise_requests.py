@@ -53,6 +53,11 @@ def own_requests(access: Access) -> QuerySet[RaiseRequest]:
     return _with_all(RaiseRequest.objects.filter(tenant=access.tenant, asked_by=access.user))
 
 
+def all_of(access: Access) -> QuerySet[RaiseRequest]:
+    """All requests at a tenant, whoever may decide on them."""
+    return _with_all(RaiseRequest.objects.filter(tenant=access.tenant))
+
+
 def _with_all(found: QuerySet[RaiseRequest]) -> QuerySet[RaiseRequest]:
     return found.select_related(
         "tenant", "asked_by", "raised", "budget__tenant", "budget__team", "budget__member__user",

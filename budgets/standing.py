@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
@@ -11,9 +11,10 @@ from uuid import UUID
 from budgets.counters import Counter, redis_in_bytes
 from budgets.limits import Limits, limit_at
 from budgets.models import Budget, BudgetPeriod
-from budgets.periods import Calendar, Period, in_words
+from budgets.periods import Calendar, Period, Schedule, in_words
 from budgets.schedules import schedules_of
 from keys.above import LimitAhead
+from tenants.clock import clock
 
 # Before that, a pace says nothing.
 SHORTEST_PACE_SECONDS = 60
@@ -55,23 +56,13 @@ def standings(budgets: Sequence[Budget], *, late_seconds: int = 0) -> list[Stand
     With ``late_seconds`` a budget whose period began within these has a standing
     for the period before, too, in front of the present one.
     """
-    redis = redis_in_bytes()
-    seconds, microseconds = redis.time()
-    moment = seconds + microseconds / 1_000_000
+    if not budgets:
+        return []
     schedules = schedules_of(budgets)
-    asked: list[tuple[Budget, Period]] = []
-    for row in budgets:
-        period = schedules[row.pk].period(moment)
-        if period.start > 0 and moment - period.start < late_seconds:
-            asked.append((row, schedules[row.pk].period(period.start - 1)))
-        asked.append((row, period))
-    pipeline = redis.pipeline(transaction=False)
-    for row, period in asked:
-        pipeline.hmget(Counter("budget", row.pk.hex, row.unit, period.start, period.end).key, "used", "held")
+    moment, asked, counted = _counted(budgets, schedules, late_seconds)
     refused = _refused(asked)
     found = []
-    for (row, period), figures in zip(asked, pipeline.execute(), strict=True):
-        used, held = (int(figure or 0) for figure in figures)
+    for (row, period), (used, held) in zip(asked, counted, strict=True):
         schedule, limit = schedules[row.pk], limit_at(row, moment * 1000)
         within = min(moment, period.end - 1) if period.end is not None else moment
         calendar, follows = schedule.calendar(within), schedule.next_change(within)
@@ -92,6 +83,38 @@ def standings(budgets: Sequence[Budget], *, late_seconds: int = 0) -> list[Stand
             )
         )
     return found
+
+
+def _counted(
+    budgets: Sequence[Budget], schedules: Mapping[UUID, Schedule], late_seconds: int
+) -> tuple[float, list[tuple[Budget, Period]], list[tuple[int, int]]]:
+    """What Redis' clock says, the periods that are present then, and what is used and held of each.
+
+    The clock is asked together with the counters, of which the guess of it says
+    where they are; only where a period began between the two they are asked again.
+    """
+    moment = clock.now_ms() / 1000
+    while True:
+        asked = list(_periods(budgets, schedules, moment, late_seconds))
+        pipeline = redis_in_bytes().pipeline(transaction=False)
+        pipeline.time()
+        for row, period in asked:
+            counter = Counter("budget", row.pk.hex, row.unit, period.start, period.end)
+            pipeline.hmget(counter.key, "used", "held")
+        (seconds, microseconds), *figures = pipeline.execute()
+        moment = seconds + microseconds / 1_000_000
+        if asked == list(_periods(budgets, schedules, moment, late_seconds)):
+            return moment, asked, [(int(used or 0), int(held or 0)) for used, held in figures]
+
+
+def _periods(
+    budgets: Sequence[Budget], schedules: Mapping[UUID, Schedule], moment: float, late_seconds: int
+) -> Iterator[tuple[Budget, Period]]:
+    for row in budgets:
+        period = schedules[row.pk].period(moment)
+        if period.start > 0 and moment - period.start < late_seconds:
+            yield row, schedules[row.pk].period(period.start - 1)
+        yield row, period
 
 
 def _refused(asked: Sequence[tuple[Budget, Period]]) -> dict[tuple[UUID, int], int]:

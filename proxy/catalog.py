@@ -138,7 +138,7 @@ class Catalog:
         chosen = min(upstreams or model.upstreams, key=lambda one: self._running[one])
         return Target(model, chosen, self._addresses[chosen])
 
-    def effective(self, caller: Caller) -> list[Installed]:
+    def effective(self, caller: Allowing) -> list[Installed]:
         """What this caller may call, newest first as upstream lists it; raises ``NoModels``."""
         return [model for name, model in self._fresh().items() if may_use(caller, name)]
 

@@ -69,8 +69,9 @@ def home(request: HttpRequest, access: Access) -> HttpResponse:
     own_keys = None
     if access.usage == Reach.OWN_KEYS:
         own_keys = list(live_keys(access).values_list("pk", flat=True))
-    seeing = look_at_limits(access)
-    has_keys, seen = live_keys(access).exists(), _first_request_seen(access)
+    seeing = look_at_limits(access, rates=False)
+    has_keys = live_keys(access).exists() if own_keys is None else bool(own_keys)
+    seen = _first_request_seen(access)
     begun = has_keys and seen
     context = {
         "seeing": seeing,

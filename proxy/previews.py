@@ -12,7 +12,7 @@ from keys.above import Preview
 from keys.callers import Caller
 from keys.endpoints import ENDPOINTS, doors_of
 from keys.exceptions import InvalidKey
-from proxy.catalog import published
+from proxy.catalog import Catalog, published
 from proxy.errors import code_of
 from proxy.exceptions import NoModels
 from tenants.clock import clock
@@ -20,8 +20,10 @@ from tenants.exceptions import Refusal
 from tenants.redis import RedisError
 
 
-def preview(caller: Caller) -> Preview:
+def preview(caller: Caller, known: Catalog | None = None) -> Preview:
     """What ``caller`` may call; ``keys.callers.caller_of`` makes one of a key, saved or not.
+
+    ``known``: what ``published`` has told this page already.
 
     Settings come from PostgreSQL, what is used and what is installed from Redis.
     Nothing is set aside and nothing counted.
@@ -33,7 +35,7 @@ def preview(caller: Caller) -> Preview:
         refusals.append(InvalidKey("does not work"))
     if switch := stopping(limits.switches, now_ms):
         refusals.append(switch.refusal())
-    models = _offered(caller, limits.switches, now_ms, refusals)
+    models = _offered(caller, known, limits.switches, now_ms, refusals)
     counted = True
     try:
         told = ahead(limits, now_ms)
@@ -60,11 +62,15 @@ def _works(caller: Caller, now_ms: float) -> bool:
 
 
 def _offered(
-    caller: Caller, switches: tuple[Switch, ...], now_ms: float, refusals: list[Refusal]
+    caller: Caller,
+    known: Catalog | None,
+    switches: tuple[Switch, ...],
+    now_ms: float,
+    refusals: list[Refusal],
 ) -> list[str]:
     """The models that a call would find; adds to ``refusals`` if nobody knows of any."""
     try:
-        models = published().effective(caller)
+        models = (known or published()).effective(caller)
     except (NoModels, RedisError):
         refusals.append(NoModels())
         return []

@@ -164,9 +164,15 @@ def tenants_of(user: Person) -> QuerySet[Tenant]:
 
 def access_to(user: Person, slug: str) -> Access | None:
     """What a person is at the tenant with this slug; None: there is none that they may know of."""
+    if not isinstance(user, User) or not user.is_active:
+        return None
     # What somebody may see is asked for where nothing can be seen yet.
     with across():
+        found = Member.objects.filter(user_id=user.pk, tenant__slug=slug)
+        member = found.select_related("tenant", "team").first()
+        if member is not None:
+            # Whoever asks for the person of a place need not look them up again.
+            member.user = user
+            return Access(user, member.tenant, member)
         tenant = tenants_of(user).filter(slug=slug).first()
-        if tenant is None or not isinstance(user, User):
-            return None
-        return Access(user, tenant, Member.objects.filter(tenant=tenant, user=user).first())
+    return None if tenant is None else Access(user, tenant, None)

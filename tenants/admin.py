@@ -169,7 +169,7 @@ class MemberAdmin(ModelAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Member]:
         # Also for menus of other pages, which show the member by user and tenant.
-        return super().get_queryset(request).select_related("user", "tenant")
+        return super().get_queryset(request).select_related("user", "tenant", "team")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
         return ["tenant", "user"] if obj else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from zoneinfo import available_timezones
 
 from allauth.account.models import EmailAddress
@@ -94,9 +95,9 @@ def email(request: HttpRequest) -> HttpResponseBase:
 
 
 def _row_of(request: HttpRequest) -> User:
-    """The person who asks, read anew; the page is for people who are signed in."""
+    """A copy of the person who asks; the page is for people who are signed in."""
     assert isinstance(request.user, User)  # noqa: S101 - tells the type checker
-    return User.objects.get(pk=request.user.pk)
+    return copy(request.user)
 
 
 def _note_address(user: User) -> None:

@@ -18,7 +18,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 from tenants.access import Access
 from tenants.invitation_mails import link_of, mail_invitation
 from tenants.invitations import InvitationGone, invite, renew_invitation, withdraw_invitation
-from tenants.models import Invitation, Member, ServiceAccount
+from tenants.models import Invitation, Member, ServiceAccount, Team
 from tenants.portal import tenant_page
 from tenants.services import change_member, close_service_account, create_service_account, remove_member
 from tenants.team_forms import InvitationForm, PlaceForm, ServiceAccountForm
@@ -74,10 +74,12 @@ def _page(
         "more": len(listed) > MOST_LISTED,
     }
     if access.manages_team:
+        teams = list(Team.objects.filter(tenant=access.tenant))
         context |= {
             "grants": access.grants,
-            "invitation_form": invitation_form or InvitationForm(access, initial={"role": "member"}),
-            "account_form": account_form or ServiceAccountForm(access, prefix="account"),
+            "invitation_form": invitation_form
+            or InvitationForm(access, teams=teams, initial={"role": "member"}),
+            "account_form": account_form or ServiceAccountForm(access, teams=teams, prefix="account"),
         }
     return render(request, "portal/team/team.html", context, status=status)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from allauth.account.adapter import get_adapter
@@ -20,11 +21,13 @@ class PlaceForm(forms.Form):
         label=_("Team"), queryset=Team.objects.none(), required=False, empty_label=_("No team")
     )
 
-    def __init__(self, access: Access, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, access: Access, *args: Any, teams: Sequence[Team] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         role = cast("forms.ChoiceField", self.fields["role"])
         role.choices = [(one.value, one.label) for one in Member.Role if one in access.grants]
-        _offer_teams(self.fields["team"], access)
+        _offer_teams(self.fields["team"], access, teams)
 
 
 class InvitationForm(PlaceForm):
@@ -40,13 +43,19 @@ class ServiceAccountForm(forms.Form):
         label=_("Team"), queryset=Team.objects.none(), required=False, empty_label=_("No team")
     )
 
-    def __init__(self, access: Access, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, access: Access, *args: Any, teams: Sequence[Team] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        _offer_teams(self.fields["team"], access)
+        _offer_teams(self.fields["team"], access, teams)
 
 
-def _offer_teams(field: forms.Field, access: Access) -> None:
-    cast("forms.ModelChoiceField[Team]", field).queryset = Team.objects.filter(tenant=access.tenant)
+def _offer_teams(field: forms.Field, access: Access, teams: Sequence[Team] | None) -> None:
+    """Let a team of the tenant be chosen; ``teams`` are all of these, where a page knows them already."""
+    chosen = cast("forms.ModelChoiceField[Team]", field)
+    chosen.queryset = Team.objects.filter(tenant=access.tenant)
+    if teams is not None:
+        chosen.choices = [("", _("No team")), *((team.pk, str(team)) for team in teams)]
 
 
 class NewAccountForm(forms.Form):

@@ -6,6 +6,10 @@ import csv
 import hashlib
 import json
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, timedelta
 from io import StringIO
 from pathlib import Path
@@ -14,18 +18,29 @@ from urllib.parse import urlsplit
 
 import pytest
 from django.core.management import call_command
+from django.db import connection, transaction
 from django.urls import resolve
 from playwright.sync_api import Download, Locator, Page
 
+from audit import months
+from benchmarks.ledger_rows import FILL
+from budgets import rollups
 from budgets.exports.jobs import make_exports
 from budgets.models import Statement
 from budgets.month_closing import close_month
+from budgets.rollups import Part
+from config.celery import app as celery
 from tenants.models import User
 from tests.accounts import ago, on, today, used
 from tests.browser import Browser, check_page, enter, shoot, sign_in
 from tests.browser_thread import expect
 from tests.conftest import House
+from tests.gateway import ROOT, environment
 
+# Above what is counted beforehand, and far above what is written while one waits.
+MANY = 120_000
+# So long may a worker take to start.
+STARTED_MS = 60_000
 FIGURES = ["requests", "cost_micro_usd", "input_tokens", "output_tokens", "cached_tokens", "gpu_ms"]
 COLUMNS = ["Requests", "Cost, USD", "Input tokens", "Output tokens", "Cached input", "GPU time, ms"]
 
@@ -55,9 +70,8 @@ def on_the_page(page: Page) -> dict[str, dict[str, int]]:
     return {row.get_by_role("rowheader").inner_text(): figures_of(row, heads) for row in rows}
 
 
-def by_command(house: House) -> dict[str, dict[str, int]]:
+def by_command(first: date, before: date) -> dict[str, dict[str, int]]:
     """The same, as ``show_usage`` tells it."""
-    first, before = this_month(house)
     told = StringIO()
     call_command(
         "show_usage", "--tenant=acme", "--by=model", f"--from={first}", f"--before={before}", "--json",
@@ -103,7 +117,7 @@ def test_the_page_the_file_and_the_command_tell_the_same_figures(house, signed_i
     exported = {row["model"]: {name: int(row[name]) for name in FIGURES} for row in rows_of(file.path())}
     assert shown["Total"]["requests"] == 4
     assert shown["Total"]["output_tokens"] > 0
-    assert shown == by_command(house)
+    assert shown == by_command(*this_month(house))
     assert exported == {name: row for name, row in shown.items() if name != "Total"}
 
 
@@ -126,6 +140,75 @@ def test_a_file_is_made_in_the_background_and_is_what_its_checksum_says(house, s
     assert hashlib.sha256(content).hexdigest() == page.get_by_text(re.compile("^[0-9a-f]{64}$")).inner_text()
     assert {row["model"] for row in rows_of(file.path())} == {"model-1", "model-2", "model-3"}
     shoot(page, "export")
+
+
+@contextmanager
+def a_worker() -> Iterator[None]:
+    """A Celery worker of its own, as people start it."""
+    arguments = ["--pool", "threads", "--concurrency", "1", "--without-gossip", "--without-mingle"]
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "celery", "--app", "config.celery", "worker", *arguments],
+        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        worker.terminate()
+        worker.wait(timeout=30)
+
+
+@contextmanager
+def nobody_reads_the_ledger() -> Iterator[None]:
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("LOCK TABLE budgets_ledgerentry IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
+def test_a_large_range_is_looked_at_made_by_the_worker_and_adds_up_to_what_pages_and_commands_tell(
+    house, signed_in
+):
+    page, first = signed_in, ago(1)
+    months.ensure("budgets_ledgerentry", [first])
+    with connection.cursor() as cursor:
+        cursor.execute(FILL, {"rows": MANY, "tenant_id": house.acme.pk, "tenant": "acme", "first_day": first})
+        # As the database does by itself, in a while.
+        cursor.execute("ANALYZE budgets_ledgerentry")
+    rollups.rebuild(part=Part(), actor="test", write=True)
+    before = today(house.acme).replace(day=1)
+
+    page.goto("/portal/acme/exports/")
+    page.get_by_label("Rows").select_option("requests")
+    page.get_by_role("button", name="Look first").click()
+    looked_at = page.locator("dl.facts").last.inner_text()
+    expect(page.get_by_role("button", name="Download now")).to_have_count(0)
+    page.get_by_role("button", name="Make a file in the background").click()
+    expect(page.get_by_text("It waits for its turn.")).to_be_visible()
+    with a_worker():
+        with nobody_reads_the_ledger():
+            celery.send_task("budgets.tasks.make_exports")
+            expect(page.get_by_text("It is being made")).to_be_visible(timeout=STARTED_MS)
+            expected = int(page.get_by_role("progressbar").get_attribute("max") or 0)
+        file = fetched(page, page.get_by_role("link", name=re.compile("^Download")))
+
+    rows, content = 0, hashlib.sha256(file.path().read_bytes()).hexdigest()
+    sums = dict.fromkeys(FIGURES, 0)
+    with file.path().open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            rows += 1
+            for name in FIGURES:
+                sums[name] += int(row[name])
+    told = page.locator("dl.facts").last.inner_text()
+    assert rows == MANY
+    assert abs(expected - MANY) < MANY / 10
+    assert told == looked_at
+    assert page.get_by_text(re.compile("^[0-9a-f]{64}$")).inner_text() == content
+    page.goto(f"/portal/acme/usage/?by=model&from={first}&before={before}")
+    assert on_the_page(page)["Total"] == sums == by_command(first, before)["Total"]
+    page.goto("/portal/acme/exports/")
+    page.reload()
+    expect(page.get_by_role("row").filter(has_text=content[:12])).to_contain_text(f"{MANY:,}")
+    shoot(page, "exports")
 
 
 def test_a_statement_is_read_and_its_papers_are_fetched(house, signed_in):

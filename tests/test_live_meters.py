@@ -9,7 +9,9 @@ import pytest
 from django.template import Context, Template
 from django.test import RequestFactory
 
+from budgets.models import Budget
 from budgets.services import set_budget
+from budgets.standing import standings
 from keys.models import ApiKey
 from keys.services import issue_key
 from tenants.access import access_to
@@ -123,8 +125,8 @@ def test_amounts_are_told_to_the_last_digit_in_the_zone_of_the_tenant(house: Hou
     request = RequestFactory().get("/portal/acme/")
     request.access = access_to(user, "acme")  # type: ignore[attr-defined]  # as a page of a tenant has it
 
-    page = Template("{% load meters %}{% key_meter key %}").render(
-        Context({"request": request, "key": house.ada.key})
+    page = Template("{% load meters %}{% key_meter key standings %}").render(
+        Context({"request": request, "key": house.ada.key, "standings": standings(Budget.objects.all())})
     )
 
     assert "$12.345678" in page

@@ -205,6 +205,7 @@ class UsageRollup(models.Model):
         indexes = [
             models.Index(fields=["-hour_start"], name="budgets_usagerollup_newest"),
             models.Index(fields=["tenant_id", "day"], name="budgets_usagerollup_of_day"),
+            models.Index(fields=["key_id", "day"], name="budgets_usagerollup_of_key"),
         ]
 
     def __str__(self) -> str:

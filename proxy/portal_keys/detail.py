@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,11 +19,14 @@ from django.views.decorators.http import require_GET
 from audit.models import AuditEvent, RequestEvent
 from budgets.key_charts import Span, charts_of, tightest
 from budgets.key_limits import KeyLimit
+from budgets.meters import Metered, budgets_of, metered_by
+from budgets.standing import Standing, standings
 from keys.models import ApiKey
 from proxy.portal_keys.showing import ShownKey, key_of, shown
 from tenants import charts
 from tenants.access import Access
 from tenants.portal import tenant_page
+from tenants.redis import RedisError
 
 RECENT = 20
 CHANGES = 50
@@ -59,7 +63,9 @@ class Done:
 def detail(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
     """A key; ``?span=`` says over what its charts are drawn."""
     key = key_of(access, key_id)
-    [row] = shown(access, [key])
+    metered = metered_by(access, key)
+    standing = None if metered is None else _standings(metered)
+    [row] = shown(access, [key], None if standing is None else {key.pk: _limits(key, standing)})
     asked = request.GET.get("span", Span.DAY)
     span = Span(asked) if asked in Span.values else Span.DAY
     drawn = charts_of(key, span, row.limits, now(), ZoneInfo(access.time_zone))
@@ -68,6 +74,7 @@ def detail(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
     events = RequestEvent.objects.filter(tenant_id=key.tenant_id, key_id=key.pk)
     context = {
         "row": row,
+        "standings": standing,
         "span": span,
         "spans": list(Span),
         "charts": drawn,
@@ -76,6 +83,18 @@ def detail(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
         "history": _history(key, row),
     }
     return render(request, "portal/keys/key.html", context)
+
+
+def _standings(metered: Metered) -> list[Standing] | None:
+    """How all budgets stand that hold for the key; None while Redis cannot be asked."""
+    try:
+        return standings(budgets_of(metered))
+    except RedisError:
+        return None
+
+
+def _limits(key: ApiKey, found: Sequence[Standing]) -> list[KeyLimit]:
+    return [KeyLimit.of(one) for one in found if one.budget.key_id == key.pk]
 
 
 def _history(key: ApiKey, row: ShownKey) -> list[Done]:

@@ -15,8 +15,9 @@ from budgets.limited_keys import issue_limited_key
 from keys.above import Preview
 from keys.callers import caller_of
 from keys.models import ApiKey
-from proxy.catalog import published
+from proxy.catalog import Catalog, published
 from proxy.exceptions import NoModels
+from proxy.offered import allowed_of
 from proxy.portal_keys.forms import NewKeyForm
 from proxy.portal_keys.secret_shown import secret_page
 from proxy.portal_keys.showing import key_of
@@ -34,13 +35,15 @@ from tenants.sent_once import SentBefore, form_number, send_once
 def new(request: HttpRequest, access: Access) -> HttpResponse:
     """The form; or the key that it describes, with its secret, in the answer to that one request only."""
     _demand(access)
+    known = _published()
+    models = _models_of(access.tenant, known)
     if request.method != "POST":
-        return _page(request, access, NewKeyForm(access, _models_of(access.tenant)), form_number())
-    number, form = request.POST.get("form", ""), NewKeyForm(access, _models_of(access.tenant), request.POST)
+        return _page(request, access, NewKeyForm(access, models), known, form_number())
+    number, form = request.POST.get("form", ""), NewKeyForm(access, models, request.POST)
     if "look" in request.POST:
-        return _page(request, access, form, number)
+        return _page(request, access, form, known, number)
     if not form.is_valid():
-        return _page(request, access, form, number, status=400)
+        return _page(request, access, form, known, number, status=400)
     try:
         with transaction.atomic():
             send_once(access.user, number)
@@ -51,7 +54,7 @@ def new(request: HttpRequest, access: Access) -> HttpResponse:
         return render(request, "portal/keys/sent_before.html", status=409)
     except ValidationError as exc:
         form.refused(exc)
-        return _page(request, access, form, number, status=400)
+        return _page(request, access, form, known, number, status=400)
     return secret_page(request, access, key_of(access, key.pk), secret, rotated=False)
 
 
@@ -60,8 +63,9 @@ def new(request: HttpRequest, access: Access) -> HttpResponse:
 def may_call(request: HttpRequest, access: Access) -> HttpResponse:
     """The part of the form's page that tells what the key may call, for what is filled in so far."""
     _demand(access)
-    form = NewKeyForm(access, _models_of(access.tenant), request.POST)
-    context = {"form": form, "preview": _preview(form), "live": True}
+    known = _published()
+    form = NewKeyForm(access, _models_of(access.tenant, known), request.POST)
+    context = {"form": form, "preview": _preview(form, known), "live": True}
     return render(request, "portal/keys/_form_preview.html", context)
 
 
@@ -70,25 +74,42 @@ def _demand(access: Access) -> None:
         raise PermissionDenied
 
 
-def _models_of(tenant: Tenant) -> list[str]:
+def _published() -> Catalog | None:
+    """What is installed; None if nobody can be asked."""
+    try:
+        return published()
+    except (RedisError, DatabaseError):
+        return None
+
+
+def _models_of(tenant: Tenant, known: Catalog | None) -> list[str]:
     """The models that keys of a tenant may call which say nothing themselves; empty if nobody knows any."""
     try:
-        return sorted(model.name for model in published().effective(caller_of(ApiKey(tenant=tenant))))
-    except (NoModels, RedisError, DatabaseError):
+        return (
+            sorted(model.name for model in known.effective(allowed_of(ApiKey(tenant=tenant))))
+            if known
+            else []
+        )
+    except NoModels:
         return []
 
 
-def _preview(form: NewKeyForm) -> Preview:
-    return preview(caller_of(form.as_key()))
+def _preview(form: NewKeyForm, known: Catalog | None) -> Preview:
+    return preview(caller_of(form.as_key()), known)
 
 
 def _page(
-    request: HttpRequest, access: Access, form: NewKeyForm, number: str, status: int = 200
+    request: HttpRequest,
+    access: Access,
+    form: NewKeyForm,
+    known: Catalog | None,
+    number: str,
+    status: int = 200,
 ) -> HttpResponse:
     context: dict[str, Any] = {
         "form": form,
         "number": number,
-        "preview": _preview(form),
+        "preview": _preview(form, known),
         "longest": access.tenant.max_key_days,
     }
     return render(request, "portal/keys/new.html", context, status=status)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -108,11 +108,14 @@ def manages(access: Access, key: ApiKey) -> bool:
     return access.manages_keys == Reach.OWN_KEYS and own
 
 
-def shown(access: Access, keys: Iterable[ApiKey]) -> list[ShownKey]:
-    """Keys with what is told of them, in their order."""
+def shown(
+    access: Access, keys: Iterable[ApiKey], limits: Mapping[UUID, list[KeyLimit]] | None = None
+) -> list[ShownKey]:
+    """Keys with what is told of them, in their order; ``limits`` by key, if they are known already."""
     keys = list(keys)
     moment = now()
-    limits = limits_of_keys([key.pk for key in keys])
+    if limits is None:
+        limits = limits_of_keys([key.pk for key in keys])
     return [_shown(access, key, limits[key.pk], moment) for key in keys]
 
 
