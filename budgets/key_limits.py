@@ -10,6 +10,7 @@ from uuid import UUID
 from django.utils.translation import gettext_lazy
 
 from budgets.booked import booked
+from budgets.limits import with_raises
 from budgets.models import Budget, Scope, Unit
 from budgets.standing import Standing, standings
 from budgets.words import window_name
@@ -83,7 +84,7 @@ class KeyLimit:
 def limits_of_keys(key_ids: Collection[UUID]) -> dict[UUID, list[KeyLimit]]:
     """The budgets of each of these keys, by key."""
     rows = Budget.objects.filter(scope=Scope.KEY, key__in=key_ids)
-    rows = rows.select_related("tenant", "key").prefetch_related("raises")
+    rows = with_raises(rows.select_related("tenant", "key"))
     limits: dict[UUID, list[KeyLimit]] = {key_id: [] for key_id in key_ids}
     for one in look_at(list(rows)):
         if one.budget.key_id is not None:

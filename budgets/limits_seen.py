@@ -20,7 +20,7 @@ from audit.walls import across
 from budgets.booked import Booked, booked
 from budgets.counters import Counter, redis_in_bytes
 from budgets.forecasts import Forecast, forecast
-from budgets.limits import UNITS_OF_RATES
+from budgets.limits import UNITS_OF_RATES, with_raises
 from budgets.models import Budget, RateLimit, Scope
 from budgets.standing import Standing, standings
 from keys.models import ApiKey
@@ -175,7 +175,7 @@ def _rows(
     rows: list[Any] = []
     for kind in kinds:
         found = kind.objects.filter(seen_by(access)).annotate(on_them=on_them).select_related(*WHOSE)
-        rows += found.prefetch_related("raises") if kind is Budget else found
+        rows += with_raises(found) if kind is Budget else found
     for row in rows:
         # All are of this tenant, or of none; to read it with each of them takes longer than all the rest.
         if row.tenant_id is not None:

@@ -12,6 +12,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from budgets.limits import with_raises
 from budgets.models import Budget, Scope, Unit
 from budgets.standing import Standing, standings
 from budgets.words import UNITS, amount
@@ -100,7 +101,7 @@ def budgets_of(metered: Metered) -> list[Budget]:
     if metered.key_id is not None:
         ours |= Q(scope=Scope.KEY, key=metered.key_id)
     rows = Budget.objects.filter(ours, tenant=metered.tenant_id)
-    return list(rows.select_related("tenant", "team", "member__user", "key").prefetch_related("raises"))
+    return list(with_raises(rows.select_related("tenant", "team", "member__user", "key")))
 
 
 def meters_of(found: Iterable[Standing]) -> list[Meter]:

@@ -83,7 +83,8 @@ def keys_of(access: Access) -> QuerySet[ApiKey]:
         found = found.filter(member=access.member)
     secrets = KeySecret.objects.select_related("use").order_by("-created_at")
     return found.select_related("tenant", "member__user", "service_account").prefetch_related(
-        Prefetch("secrets", queryset=secrets)
+        # As a list: see ``budgets.limits.with_raises``.
+        Prefetch("secrets", queryset=secrets, to_attr="read_secrets")
     )
 
 
@@ -129,6 +130,8 @@ def versions_of(keys: Iterable[ApiKey]) -> dict[UUID, int]:
 
 def _shown(access: Access, key: ApiKey, limits: list[KeyLimit], moment: datetime) -> ShownKey:
     owner, owner_kind = owner_of(key)
+    # Of a key that is no other's than ``keys_of``.
+    read_secrets: list[KeySecret] = key.read_secrets  # type: ignore[attr-defined]
     allowed = key.tenant.allow_all_models if key.allow_all_models is None else key.allow_all_models
     return ShownKey(
         key=key,
@@ -137,7 +140,7 @@ def _shown(access: Access, key: ApiKey, limits: list[KeyLimit], moment: datetime
         state=state_of(key, moment),
         reason=key.revoked_reason or key.disabled_reason,
         expires_soon=expires_soon(key, moment),
-        secrets=[_shown_secret(secret, moment) for secret in key.secrets.all()],
+        secrets=[_shown_secret(secret, moment) for secret in read_secrets],
         models=None if allowed else (key.models if key.models is not None else key.tenant.models or []),
         all_models=allowed,
         limits=limits,
