@@ -10,9 +10,10 @@ from urllib.parse import parse_qsl
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
-from django.shortcuts import render
+from django.shortcuts import redirect, render
 from django.urls import path, reverse
 from django.utils.timezone import localdate
 from django.utils.translation import gettext
@@ -30,6 +31,8 @@ from tenants.portal import tenant_page
 
 # More than anybody reads on one page; the rest is one line.
 MOST_ROWS = 100
+# Of so many requests each can be told apart from all others in the time that a page may take.
+MOST_COMPARED = 10_000
 
 # The figures as columns, in their order; on a narrow screen the first are seen first.
 HEADINGS = {
@@ -114,6 +117,11 @@ def usage(request: HttpRequest, access: Access) -> HttpResponse:
         month = localdate(timezone=ZoneInfo(access.tenant.time_zone)).replace(day=1)
         selection = replace(selection, from_day=month, before_day=month_after(month))
     by, order = form.cleaned_data["by"] or ["key"], form.cleaned_data["order"]
+    if "request" in by:
+        number = breakdown(selection, ()).total["requests"]
+        if number > MOST_COMPARED:
+            messages.info(request, _too_many(number))
+            return redirect(_entries_page(access, selection))
     explained = explain(selection, by, order=order, limit=form.cleaned_data["limit"] or MOST_ROWS)
     whole = explained.whole
     context = {
@@ -173,6 +181,14 @@ def request_explained(request: HttpRequest, access: Access, request_id: UUID) ->
         "total": _usd(sum(one.entry.cost_micro_usd for one in found)),
     }
     return render(request, "portal/usage/request.html", context)
+
+
+def _too_many(number: int) -> str:
+    told = gettext(
+        "%(number)s requests are too many to be compared with each other: here is each of them, the newest "
+        "first. Up to %(most)s are compared: choose a day, a key or a model."
+    )
+    return told % {"number": grouped(number), "most": grouped(MOST_COMPARED)}
 
 
 def _readable(form: UsageForm, access: Access) -> Selection:

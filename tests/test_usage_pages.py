@@ -13,6 +13,7 @@ import time_machine
 from django.test import Client
 from django.urls import reverse
 
+from budgets import portal
 from budgets.models import LedgerEntry
 from tenants import services
 from tenants.models import Member, Tenant, User
@@ -294,6 +295,21 @@ def test_rows_are_sorted_by_the_head_of_a_column(acme: Tenant, finance: Client) 
     assert [row[0] for row in rows_of(least_first)] == ["c", "a", "b", "T"]
     assert 'aria-sort="descending"' in most_first.content.decode()
     assert [row[:6] for row in rows_of(limited)] == ["a 1 0.", "2 more", "Total "]
+
+
+def test_more_requests_than_a_page_can_compare_are_told_one_by_one(
+    acme: Tenant, finance: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book(ledgers.of(acme), ledgers.of(acme), ledgers.of(acme, model="small:1b"))
+    monkeypatch.setattr(portal, "MOST_COMPARED", 2)
+
+    too_many = finance.get(f"/portal/acme/usage/{MARCH}&by=request", follow=True)
+    narrowed = finance.get(f"/portal/acme/usage/{MARCH}&by=request&model=small:1b")
+
+    assert too_many.redirect_chain == [(f"/portal/acme/usage/entries/{MARCH}", 302)]
+    assert "3 requests are too many to be compared with each other" in text_of(too_many.content.decode())
+    assert len(rows_of(too_many)) == 3
+    assert [row.split()[1] for row in rows_of(narrowed)] == ["1", "1"]
 
 
 def test_a_request_tells_of_adjustments_corrections_and_closed_months(acme: Tenant, finance: Client) -> None:
