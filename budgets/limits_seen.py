@@ -174,7 +174,7 @@ def _rows(
     on_them: Any = Case(When(on_person(access), then=Value(True)), default=Value(False))
     rows: list[Any] = []
     for kind in kinds:
-        found = kind.objects.filter(seen_by(access)).annotate(on_them=on_them).select_related(*WHOSE)
+        found: Any = kind.objects.filter(seen_by(access)).annotate(on_them=on_them).select_related(*WHOSE)
         rows += with_raises(found) if kind is Budget else found
     for row in rows:
         # All are of this tenant, or of none; to read it with each of them takes longer than all the rest.

@@ -126,7 +126,9 @@ def test_amounts_are_told_to_the_last_digit_in_the_zone_of_the_tenant(house: Hou
     request.access = access_to(user, "acme")  # type: ignore[attr-defined]  # as a page of a tenant has it
 
     page = Template("{% load meters %}{% key_meter key standings %}").render(
-        Context({"request": request, "key": house.ada.key, "standings": standings(Budget.objects.all())})
+        Context(
+            {"request": request, "key": house.ada.key, "standings": standings(list(Budget.objects.all()))}
+        )
     )
 
     assert "$12.345678" in page
