@@ -138,20 +138,26 @@ def policies_of(model: type[models.Model]) -> dict[str, str]:
 
 def condition(model: type[models.Model], *, reading: bool = False) -> str:
     """The condition, in SQL, that a row is the tenant's; ``reading``: or one that it may read."""
-    table, wall = model._meta.db_table, _wall_of(model)  # noqa: SLF001
-    column = f'"{table}"."{_column_of(model)}"'
+    return _behind(model, _wall_of(model), reading=reading)
+
+
+def _behind(model: type[models.Model], wall: Walled[Any], *, reading: bool) -> str:
+    column = f'"{model._meta.db_table}"."{_column_of(model, wall)}"'  # noqa: SLF001
     if wall.via is not None:
         owner = wall.via._meta  # noqa: SLF001
         owned = (
             f'"{owner.db_table}"."{owner.pk.column}" = {column} AND {condition(wall.via, reading=reading)}'
         )
-        return f'EXISTS (SELECT FROM "{owner.db_table}" WHERE {owned})'
+        found = f'EXISTS (SELECT FROM "{owner.db_table}" WHERE {owned})'
+        if wall.otherwise is None:
+            return found
+        return f"({found} OR {column} IS NULL AND {_behind(model, wall.otherwise, reading=reading)})"
     own = f"{column} = {HERE}"
     return f"({own} OR {column} IS NULL)" if wall.shared and reading else own
 
 
-def _column_of(model: type[models.Model]) -> str:
-    field = model._meta.get_field(_wall_of(model).column)  # noqa: SLF001
+def _column_of(model: type[models.Model], wall: Walled[Any]) -> str:
+    field = model._meta.get_field(wall.column)  # noqa: SLF001
     # A column, and no relation from elsewhere.
     assert isinstance(field, models.Field)  # noqa: S101
     assert field.column is not None  # noqa: S101
@@ -169,14 +175,18 @@ def _placed(text: str) -> str:
     return f"{command}TO {ROLE} {using}{conditions}"
 
 
-def _is_there(cursor: Any, model: type[models.Model]) -> bool:
+def _is_there(cursor: Any, model: type[models.Model], wall: Walled[Any] | None = None) -> bool:
     """Whether a table is there, and all that its wall is made of."""
-    table, wall = model._meta.db_table, _wall_of(model)  # noqa: SLF001
+    table, wall = model._meta.db_table, wall or _wall_of(model)  # noqa: SLF001
     cursor.execute(
         "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = %s)",
-        [table, _column_of(model)],
+        [table, _column_of(model, wall)],
     )
-    return bool(cursor.fetchone()[0]) and (wall.via is None or _is_there(cursor, wall.via))
+    return (
+        bool(cursor.fetchone()[0])
+        and (wall.via is None or _is_there(cursor, wall.via))
+        and (wall.otherwise is None or _is_there(cursor, model, wall.otherwise))
+    )
 
 
 def _wall(cursor: Any, model: type[models.Model]) -> None:

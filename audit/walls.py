@@ -82,14 +82,22 @@ class Walled(models.Manager[M]):
     """The manager of a table of tenants.
 
     ``column`` is the field that has the tenant, or with ``via`` (the label of a
-    model) a row of that table, whose tenant it then is. ``shared``: rows without
+    model) a row of that table, whose tenant it then is. ``otherwise`` says the
+    same of rows in which that field is empty. ``shared``: rows without
     a tenant are the platform's, which all tenants may read and none may change.
     Both walls are made of that.
     """
 
-    def __init__(self, column: str = TENANT, *, via: str = "", shared: bool = False) -> None:
+    def __init__(
+        self,
+        column: str = TENANT,
+        *,
+        via: str = "",
+        shared: bool = False,
+        otherwise: Walled[Any] | None = None,
+    ) -> None:
         super().__init__()
-        self.column, self._via, self.shared = column, via, shared
+        self.column, self._via, self.shared, self.otherwise = column, via, shared, otherwise
 
     def contribute_to_class(self, cls: type[models.Model], name: str) -> None:
         super().contribute_to_class(cls, name)
@@ -116,10 +124,16 @@ class Walled(models.Manager[M]):
 
 def rows_of(model: type[models.Model], tenant_id: UUID) -> Q:
     """The condition that a row is one that a tenant may read."""
-    wall: Walled[Any] = model.wall  # type: ignore[attr-defined]
+    return _rows_behind(model.wall, tenant_id)  # type: ignore[attr-defined]
+
+
+def _rows_behind(wall: Walled[Any], tenant_id: UUID) -> Q:
     if wall.via is not None:
         # Not by a join: rows that are found so can be locked, changed and deleted.
         owners = wall.via._base_manager.filter(rows_of(wall.via, tenant_id))  # noqa: SLF001
-        return Q(**{f"{wall.column}__in": owners.order_by().values("pk")})
+        rows = Q(**{f"{wall.column}__in": owners.order_by().values("pk")})
+        if wall.otherwise is not None:
+            rows |= Q(**{wall.column: None}) & _rows_behind(wall.otherwise, tenant_id)
+        return rows
     own = Q(**{wall.column: tenant_id})
     return own | Q(**{wall.column: None}) if wall.shared else own
