@@ -222,7 +222,7 @@ def _known() -> dict[str, Any]:
         "refused_id": RefusedCall.objects.filter(tenant_id=tenant.pk).values_list("pk"),
         "account_id": ServiceAccount.objects.values_list("pk"),
         "invitation_id": Invitation.objects.values_list("pk"),
-        "budget_id": Budget.objects.filter(scope="key", key=key).values_list("pk"),
+        "limit_id": Budget.objects.filter(scope="key", key=key).values_list("pk"),
         "recipient_id": Recipient.objects.exclude(tenant=None).values_list("pk"),
         "raise_id": RaiseRequest.objects.filter(asked_by=member.user).values_list("pk"),
         "export_id": Export.objects.filter(state="ready").values_list("pk"),

@@ -25,20 +25,23 @@ from django.utils.timezone import now
 from audit import watching
 from audit.models import AuditCheck
 from budgets import closing
-from budgets.limits import limit_at
+from budgets.limits import limit_now
 from budgets.models import (
+    WITH_ITS_LIMIT,
     Budget,
     BudgetPeriod,
-    BudgetRaise,
     Happening,
     KillSwitch,
+    LimitRaise,
     Notice,
     ParkedRecord,
     PeriodClosing,
+    RateLimit,
     Recipient,
     Scope,
+    kind_of_limit,
 )
-from budgets.notice_words import budget_named, whose_calls
+from budgets.notice_words import limit_named, whose_calls
 from budgets.notices import tell
 from budgets.standing import Standing, standings
 from tenants.models import Tenant
@@ -169,14 +172,14 @@ def _tell_of_ended_raises() -> int:
     """Tell of raises whose end has come, or that were taken back."""
     since = now() - LOOKED_BACK
     over = (
-        BudgetRaise.objects.filter(starts_at__lte=now())
+        LimitRaise.objects.filter(starts_at__lte=now())
         .filter(
             Q(taken_back_at=None, ends_at__range=(since, now()))
             # One that is taken back before it began never held.
             | Q(taken_back_at__range=(since, now()), taken_back_at__gt=F("starts_at"))
         )
-        .select_related(*(f"budget__{whose}" for whose in WHOSE))
-        .prefetch_related("budget__raises")
+        .select_related(*WITH_ITS_LIMIT)
+        .prefetch_related("budget__raises", "rate_limit__raises")
     )
     told = set(
         Notice.objects.filter(
@@ -187,12 +190,12 @@ def _tell_of_ended_raises() -> int:
     for one in over:
         if str(one.pk) in told:
             continue
-        budget = one.budget
-        limit = limit_at(budget, now().timestamp() * 1000)
+        row = one.row
+        limit = limit_now(row)
         notice = tell(
             happening=Happening.RAISE_ENDED,
             subject=str(one.pk),
-            values={"budget": budget_named(budget), "limit": limit},
+            values={"budget": limit_named(row), "limit": limit},
             facts={
                 "raise": {
                     "id": str(one.pk),
@@ -202,10 +205,10 @@ def _tell_of_ended_raises() -> int:
                     "reason": one.reason,
                     "granted_by": one.granted_by,
                 },
-                "budget": described(budget) | {"limit": limit},
+                kind_of_limit(row): described(row) | {"limit": limit},
             },
-            tenant_id=budget.tenant_id,
-            tenant="" if budget.tenant is None else budget.tenant.slug,
+            tenant_id=row.tenant_id,
+            tenant="" if row.tenant is None else row.tenant.slug,
         )
         written += notice is not None
     return written
@@ -297,7 +300,7 @@ def _tell_of_closing(one: PeriodClosing) -> bool:
             # Of one that was removed only the name is known.
             "budget": {"name": one.budget or str(one.budget_id), "unit": one.unit}
             if budget is None
-            else budget_named(budget),
+            else limit_named(budget),
             "limit": one.limit,
             "used": one.used,
             "refused": one.refused,
@@ -380,7 +383,7 @@ def watch_audit() -> AuditCheck | None:
 def values_of(stand: Standing) -> dict[str, Any]:
     """The same as a notice keeps it, to be put into words."""
     return {
-        "budget": budget_named(stand.budget, stand.length),
+        "budget": limit_named(stand.budget, stand.length),
         "shadow": stand.budget.shadow,
         "limit": stand.limit,
         "used": stand.used,
@@ -409,12 +412,13 @@ def facts_of(stand: Standing) -> dict[str, Any]:
     }
 
 
-def described(budget: Budget) -> dict[str, Any]:
+def described(row: Budget | RateLimit) -> dict[str, Any]:
+    how_often = {"period": row.length} if isinstance(row, Budget) else {"measure": row.measure}
     return {
-        "id": str(budget.pk),
-        "whose": budget.whose,
-        "scope": budget.scope,
-        "unit": budget.unit,
-        "period": budget.length,
-        "shadow": budget.shadow,
+        "id": str(row.pk),
+        "whose": row.whose,
+        "scope": row.scope,
+        "unit": row.unit,
+        **how_often,
+        "shadow": row.shadow,
     }

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from django.core.management.base import CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from audit.recording import person_at_the_shell
 from budgets import open_months
-from budgets.models import ScopedRow
+from budgets.limits import limit_now
+from budgets.models import Budget, RateLimit, ScopedRow, kind_of_limit
 from budgets.money import MICRO
+from budgets.services import raise_limit
 from keys.models import ApiKey
-from tenants.commands import member_with, tenant_called
+from tenants import generations
+from tenants.commands import PENDING, member_with, moment, tenant_called, told_plainly
 from tenants.models import Team, Tenant
 
 # What a row may name besides its tenant, and never two of them.
@@ -36,7 +41,7 @@ def add_whose_arguments(parser: CommandParser) -> None:
 
 
 def whose_named(options: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of ``set_budget`` and ``set_rate_limit`` that say whose calls are counted.
+    """The columns of a budget or rate limit that say whose calls are counted.
 
     Raises ``CommandError`` for what names nobody, or more than there can be.
     """
@@ -62,6 +67,50 @@ def whose_named(options: dict[str, Any]) -> dict[str, Any]:
         "model": options["model"] or "",
         "upstream": options["upstream"] or "",
     }
+
+
+def add_raise_arguments(parser: CommandParser) -> None:
+    """By how much, until when and why: the options that ``raise_and_tell`` reads."""
+    amount = parser.add_mutually_exclusive_group(required=True)
+    amount.add_argument("--to", type=int, metavar="N", help="the limit meanwhile")
+    amount.add_argument("--by", type=int, metavar="N", help="what is added to the limit meanwhile")
+    parser.add_argument(
+        "--until", required=True, metavar="WHEN", help="90m, 12h, 7d from now, or a date or a time"
+    )
+    parser.add_argument("--reason", required=True)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def raise_and_tell(command: BaseCommand, row: Budget | RateLimit, options: dict[str, Any]) -> None:
+    """Raise a limit as the options say, and print what holds now."""
+    with told_plainly():
+        raised = raise_limit(
+            row=row,
+            to=options["to"],
+            by=options["by"],
+            ends_at=moment(options["until"], row.tenant.time_zone if row.tenant else "UTC"),
+            reason=options["reason"],
+            actor=person_at_the_shell(),
+        )
+    holds, in_force = limit_now(row), generations.in_force(row.tenant_id)
+    if options["json"]:
+        described = {
+            "raise_id": str(raised.pk),
+            f"{kind_of_limit(row)}_id": str(row.pk),
+            "limit": row.limit,
+            "limit_now": holds,
+            "to": raised.to,
+            "by": raised.by,
+            "starts_at": raised.starts_at.isoformat(),
+            "ends_at": raised.ends_at.isoformat(),
+            "reason": raised.reason,
+            "in_force": in_force,
+        }
+        command.stdout.write(json.dumps(described))
+        return
+    command.stdout.write(f"{row}: {holds} until {raised.ends_at:%Y-%m-%d %H:%M} UTC, then {row.limit}.")
+    if not in_force:
+        command.stdout.write(PENDING)
 
 
 def described_whose(row: ScopedRow) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 import orjson
@@ -19,7 +19,7 @@ from budgets import kill_switches, periods
 from budgets.counters import NONE, NUMBERS_OF_KINDS, Counter, Kind, packed
 from budgets.exceptions import CountersUnavailable
 from budgets.kill_switches import Switch
-from budgets.models import LARGEST, Budget, BudgetRaise, Measure, OutageCredit, Price, RateLimit
+from budgets.models import LARGEST, Budget, LimitRaise, OutageCredit, Price, RateLimit
 from budgets.pricing import PinnedPrice
 from budgets.schedules import schedules_of
 from budgets.single_flight import SingleFlight
@@ -31,21 +31,17 @@ from tenants.redis import RedisError
 if TYPE_CHECKING:
     from budgets.reservations import Reservation
 
+Row = TypeVar("Row", Budget, RateLimit)
+
 REMEMBERED_KEYS = 10_000
 # For each of them.
 REMEMBERED_COUNTINGS = 1_000
 A_DAY_MS = 86_400_000
 
-UNITS_OF_RATES: dict[str, tuple[Kind, str]] = {
-    Measure.REQUESTS_PER_MINUTE: ("rate", "requests"),
-    Measure.TOKENS_PER_MINUTE: ("rate", "tokens"),
-    Measure.CONCURRENT_REQUESTS: ("leases", "requests"),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Raise:
-    """More of a budget in ``[starts_ms, ends_ms)``, ms since 1970: to so much, or by so much."""
+    """More of a limit in ``[starts_ms, ends_ms)``, ms since 1970: to so much, or by so much."""
 
     starts_ms: int
     ends_ms: int
@@ -61,7 +57,7 @@ class Limit:
     """A budget or rate limit as the path of a request needs it.
 
     ``name`` is what headers and refusals call it. ``limit`` None: no limit.
-    Of a budget with ``raises`` it is what holds without them, until ``at``
+    Of one with ``raises`` it is what holds without them, until ``at``
     has been asked. Only a ``hard`` one refuses. ``window`` is ``minute``, ``now`` (concurrency)
     or the kind of a budget's period. Callers do not hear of one that is not ``told``.
     """
@@ -79,6 +75,7 @@ class Limit:
     schedule: periods.Schedule | None = None
     raises: tuple[Raise, ...] = ()
     told: bool = True
+    _without_raises: int | None = field(default=None, repr=False, compare=False)
     _counter: Counter | None = field(default=None, repr=False, compare=False)
     _period: periods.Period | None = field(default=None, repr=False, compare=False)
 
@@ -96,10 +93,12 @@ class Limit:
         return self._counter
 
     def at(self, now_ms: float) -> Limit:
-        """The same with the limit that holds now, raises included."""
+        """The same with the limit that holds now, raises included; asked of that again, it adds nothing."""
         if not self.raises:
             return self
-        return replace(self, limit=raised(self.limit, (one for one in self.raises if one.holds(now_ms))))
+        without = self.limit if self._without_raises is None else self._without_raises
+        holding = (one for one in self.raises if one.holds(now_ms))
+        return replace(self, limit=raised(without, holding), _without_raises=without)
 
     def stays(self, now_ms: float) -> tuple[int | None, int | None]:
         """Between which ms since 1970 limit and counter are those of now; None: no such bound."""
@@ -290,7 +289,8 @@ def load(caller: Caller) -> Limits:
     if caller.member_id is not None:
         applies |= Q(scope="member", member=caller.member_id)
     with transaction.atomic():
-        rates = [_of_rate_limit(row) for row in RateLimit.objects.filter(applies).order_by("id")]
+        rows_of_rates = RateLimit.objects.filter(applies).order_by("id").prefetch_related("raises")
+        rates = [_of_rate_limit(row) for row in rows_of_rates]
         rows_of_budgets = list(
             Budget.objects.filter(applies).order_by("id").select_related("tenant").prefetch_related("raises")
         )
@@ -313,13 +313,18 @@ def load(caller: Caller) -> Limits:
 
 
 def _of_rate_limit(row: RateLimit) -> Limit:
-    kind, unit = UNITS_OF_RATES[row.measure]
-    window = "now" if kind == "leases" else "minute"
-    name = f"{row.scope}-concurrent-requests" if kind == "leases" else f"{row.scope}-{unit}-minute"
+    kind = kind_of(row)
+    name = f"{row.scope}-concurrent-requests" if kind == "leases" else f"{row.scope}-{row.unit}-minute"
     return Limit(
-        kind=kind, id=row.id.hex, name=name, scope=row.scope, unit=unit, limit=row.limit, hard=not row.shadow,
-        window=window, model=row.model, upstream=row.upstream,
+        kind=kind, id=row.id.hex, name=name, scope=row.scope, unit=row.unit, limit=row.limit,
+        hard=not row.shadow, window=row.length, model=row.model, upstream=row.upstream,
+        raises=raises_of(row),
     )  # fmt: skip
+
+
+def kind_of(row: RateLimit) -> Kind:
+    """How a rate limit is counted: by the seconds of a minute, or by leases."""
+    return "leases" if row.length == "now" else "rate"
 
 
 def _of_budget(row: Budget, schedule: periods.Schedule) -> Limit:
@@ -331,14 +336,24 @@ def _of_budget(row: Budget, schedule: periods.Schedule) -> Limit:
     )  # fmt: skip
 
 
-def limit_now(row: Budget) -> int | None:
-    """The limit of a budget that holds now, raises included; None: no limit."""
+def limit_now(row: Budget | RateLimit) -> int | None:
+    """The limit that holds now, raises included; None: no limit."""
     return limit_at(row, utc_now().timestamp() * 1000)
 
 
-def limit_at(row: Budget, now_ms: float) -> int | None:
-    """The limit of a budget at a moment, present or to come."""
+def limit_at(row: Budget | RateLimit, now_ms: float) -> int | None:
+    """The same at a moment, present or to come."""
     return raised(row.limit, (one for one in raises_of(row) if one.holds(now_ms)))
+
+
+def changes_at(row: Budget | RateLimit) -> datetime | None:
+    """When a raise that begins or ends changes the limit next; None: none will."""
+    now_ms, present = utc_now().timestamp() * 1000, limit_now(row)
+    edges = {edge for one in raises_of(row) for edge in (one.starts_ms, one.ends_ms)}
+    for edge in sorted(edge for edge in edges if edge > now_ms):
+        if limit_at(row, edge) != present:
+            return datetime.fromtimestamp(edge / 1000, UTC)
+    return None
 
 
 def raised(limit: int | None, holding: Iterable[Raise]) -> int | None:
@@ -352,18 +367,18 @@ def raised(limit: int | None, holding: Iterable[Raise]) -> int | None:
     return min(max(added, highest), LARGEST)
 
 
-def with_raises(budgets: QuerySet[Budget]) -> QuerySet[Budget]:
-    """These budgets, with what ``raises_of`` wants to know read for all of them at once.
+def with_raises(rows: QuerySet[Row]) -> QuerySet[Row]:
+    """These limits, with what ``raises_of`` wants to know read for all of them at once.
 
     As a list: for the related manager Django makes a query for each row, even
     if it is never sent, and of a walled table that takes longer than the rest.
     """
-    return budgets.prefetch_related(Prefetch("raises", to_attr="read_raises"))
+    return rows.prefetch_related(Prefetch("raises", to_attr="read_raises"))
 
 
-def raises_of(row: Budget) -> tuple[Raise, ...]:
-    """The raises of a budget that hold or will; those that are over are left out."""
-    read: list[BudgetRaise] | None = getattr(row, "read_raises", None)
+def raises_of(row: Budget | RateLimit) -> tuple[Raise, ...]:
+    """The raises of a limit that hold or will; those that are over are left out."""
+    read: list[LimitRaise] | None = getattr(row, "read_raises", None)
     return tuple(
         Raise(_ms(one.starts_at), _ms(one.ends_at), one.to, one.by)
         for one in (row.raises.all() if read is None else read)

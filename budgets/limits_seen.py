@@ -13,14 +13,14 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Case, Q, QuerySet, Value, When
+from django.db.models import Case, Q, Value, When
 from django.utils.timezone import now
 
 from audit.walls import across
 from budgets.booked import Booked, booked
 from budgets.counters import Counter, redis_in_bytes
 from budgets.forecasts import Forecast, forecast
-from budgets.limits import UNITS_OF_RATES, with_raises
+from budgets.limits import changes_at, kind_of, limit_now, with_raises
 from budgets.models import Budget, RateLimit, Scope
 from budgets.standing import Standing, standings
 from keys.models import ApiKey
@@ -42,9 +42,11 @@ class Seen:
     """One limit and how it stands. Amounts are in ``unit``.
 
     ``window`` is ``minute``, ``now`` (how many at one time) or the period of a
-    budget. ``used`` and ``held`` None: nobody knows just now, or each run has its
-    own. ``ends_at`` None: it never comes back, or needs no time to. ``as_of``:
-    the figures are those of the ledger, which last booked something then.
+    budget. ``limit`` is the one that holds now, raises included, and until
+    ``changes_at``; None: no raise begins or ends. ``used`` and ``held`` None:
+    nobody knows just now, or each run has its own. ``ends_at`` None: it never
+    comes back, or needs no time to. ``as_of``: the figures are those of the
+    ledger, which last booked something then.
     """
 
     row: Budget | RateLimit
@@ -57,6 +59,7 @@ class Seen:
     ends_at: datetime | None = None
     as_of: datetime | None = None
     forecast: Forecast | None = None
+    changes_at: datetime | None = None
 
     @property
     def left(self) -> int | None:
@@ -66,6 +69,11 @@ class Seen:
     @property
     def budget(self) -> Budget | None:
         return self.row if isinstance(self.row, Budget) else None
+
+    @property
+    def raised(self) -> bool:
+        """Whether a raise holds."""
+        return self.limit != self.row.limit
 
     @property
     def percent(self) -> int | None:
@@ -115,13 +123,16 @@ def seen_by(access: Access) -> Q:
     return on_person(access)
 
 
-def budgets_seen_by(access: Access) -> QuerySet[Budget]:
-    """The budgets with a limit that a person may see, and so ask for more of."""
-    return (
-        Budget.objects.filter(seen_by(access))
-        .exclude(limit=None)
-        .select_related("tenant", "member__tenant", *WHOSE)
-    )
+def limit_seen_by(access: Access, limit_id: UUID) -> Budget | RateLimit | None:
+    """A limit by its id, if it is one that a person may see, and so ask for more of."""
+    for kind in (Budget, RateLimit):
+        seen: Any = kind.objects.filter(seen_by(access), pk=limit_id).exclude(limit=None)
+        found: Budget | RateLimit | None = with_raises(
+            seen.select_related("tenant", "member__tenant", *WHOSE)
+        ).first()
+        if found is not None:
+            return found
+    return None
 
 
 def look_at_limits(access: Access, *, rates: bool = True) -> Seeing:
@@ -175,7 +186,7 @@ def _rows(
     rows: list[Any] = []
     for kind in kinds:
         found: Any = kind.objects.filter(seen_by(access)).annotate(on_them=on_them).select_related(*WHOSE)
-        rows += with_raises(found) if kind is Budget else found
+        rows += with_raises(found)
     for row in rows:
         # All are of this tenant, or of none; to read it with each of them takes longer than all the rest.
         if row.tenant_id is not None:
@@ -203,6 +214,7 @@ def _of_standing(one: Standing) -> Seen:
         held=one.held,
         ends_at=one.ends_at,
         forecast=forecast(one.limit or 0, one.used, since, moment, end),
+        changes_at=changes_at(budget),
     )
     if budget.scope == Scope.RUN:
         # Each run has a counter of its own, and nobody knows their names.
@@ -211,16 +223,15 @@ def _of_standing(one: Standing) -> Seen:
 
 
 def _of_rate(row: RateLimit, used: int | None) -> Seen:
-    kind, unit = UNITS_OF_RATES[row.measure]
-    of_run = row.scope == Scope.RUN
     return Seen(
         row=row,
         scope=row.scope,
-        unit=unit,
-        window="now" if kind == "leases" else "minute",
-        limit=row.limit or 0,
-        used=None if of_run else used,
+        unit=row.unit,
+        window=row.length,
+        limit=limit_now(row) or 0,
+        used=None if row.scope == Scope.RUN else used,
         held=None,
+        changes_at=changes_at(row),
     )
 
 
@@ -231,8 +242,8 @@ def _used_of_rates(rows: Sequence[RateLimit]) -> dict[UUID, int]:
     pipeline = redis_in_bytes().pipeline(transaction=False)
     pipeline.time()
     for row in rows:
-        kind, unit = UNITS_OF_RATES[row.measure]
-        counter = Counter(kind, row.pk.hex, unit, None, None)
+        kind = kind_of(row)
+        counter = Counter(kind, row.pk.hex, row.unit, None, None)
         if kind == "leases":
             pipeline.zcount(counter.key, f"({clock.now_ms():.0f}", "+inf")
         else:
@@ -273,4 +284,5 @@ def _of_booked(one: Booked) -> Seen:
         held=None,
         ends_at=one.ends_at,
         as_of=one.as_of,
+        changes_at=changes_at(budget),
     )

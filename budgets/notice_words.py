@@ -21,7 +21,7 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from budgets.models import Budget, Happening, KillSwitch, Notice, Scope
+from budgets.models import Budget, Happening, KillSwitch, Notice, RateLimit, Scope
 from budgets.words import amount, unit_name
 from tenants.figures import grouped
 
@@ -36,8 +36,8 @@ class Reader:
     zone: ZoneInfo
 
 
-def whose_calls(row: Budget | KillSwitch) -> dict[str, str]:
-    """Whose calls a budget counts or a switch stops: ``scope``, ``name`` and ``tenant`` as they are now."""
+def whose_calls(row: Budget | RateLimit | KillSwitch) -> dict[str, str]:
+    """Whose calls a limit counts or a switch stops: ``scope``, ``name`` and ``tenant`` as they are now."""
     if isinstance(row, KillSwitch):
         part: object = row.key or row.model or row.upstream
         tenant: object = row.tenant
@@ -48,9 +48,12 @@ def whose_calls(row: Budget | KillSwitch) -> dict[str, str]:
     return {"scope": str(row.scope), "name": str(part or ""), "tenant": str(tenant)}
 
 
-def budget_named(budget: Budget, length: str = "") -> dict[str, str]:
-    """A budget as a notice keeps it; ``length`` is that of its present period, where that is another."""
-    return whose_calls(budget) | {"unit": budget.unit, "length": length or budget.length}
+def limit_named(row: Budget | RateLimit, length: str = "") -> dict[str, str]:
+    """A budget or rate limit as the ``budget`` of a notice keeps it.
+
+    ``length`` is that of a budget's present period, where that is another.
+    """
+    return whose_calls(row) | {"unit": row.unit, "length": length or row.length}
 
 
 def text_of(happening: str, values: Values, reader: Reader) -> str:
@@ -131,6 +134,8 @@ OF_ALL: dict[str, Promise] = {
     Scope.UPSTREAM: gettext_lazy("upstream %(name)s"),
 }
 LENGTHS: dict[str, Promise] = {
+    "now": gettext_lazy("%(unit)s at one time"),
+    "minute": gettext_lazy("%(unit)s per minute"),
     "hour": gettext_lazy("%(unit)s per hour"),
     "day": gettext_lazy("%(unit)s per day"),
     "week": gettext_lazy("%(unit)s per week"),

@@ -1,4 +1,4 @@
-"""Pages about asking for more of a budget: asking, and saying yes or no."""
+"""Pages about asking for more of a limit: asking, and saying yes or no."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from django.views.decorators.http import require_GET, require_http_methods
 
 from budgets import raise_requests
 from budgets.limits import limit_now
-from budgets.limits_seen import budgets_seen_by
-from budgets.models import LARGEST, Budget, RaiseRequest
+from budgets.limits_seen import limit_seen_by
+from budgets.models import LARGEST, Budget, RaiseRequest, RateLimit
 from budgets.money import MICRO
 from budgets.schedules import schedules_of
 from tenants.access import Access
@@ -33,7 +33,7 @@ MOST_LISTED = 100
 
 
 class AmountForm(forms.Form):
-    """An amount of a budget's unit and a moment; money is in dollars, moments in the zone of the page."""
+    """An amount of a limit's unit and a moment; money is in dollars, moments in the zone of the page."""
 
     def __init__(self, *args: Any, unit: str, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -104,19 +104,21 @@ def raises(request: HttpRequest, access: Access) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 @tenant_page
-def ask(request: HttpRequest, access: Access, budget_id: UUID) -> HttpResponse:
-    """Ask for more of a budget; ``?request=`` is the refused call that led here."""
+def ask(request: HttpRequest, access: Access, limit_id: UUID) -> HttpResponse:
+    """Ask for more of a limit; ``?request=`` is the refused call that led here."""
     if not access.asks_for_raises:
         raise PermissionDenied
-    budget = get_object_or_404(budgets_seen_by(access).prefetch_related("raises"), pk=budget_id)
-    limit = limit_now(budget) or 0
+    row = limit_seen_by(access, limit_id)
+    if row is None:
+        raise Http404
+    limit = limit_now(row) or 0
     with timezone.override(ZoneInfo(access.time_zone)):
-        form = AskForm(request.POST or None, unit=budget.unit, initial=_proposed(budget, limit))
+        form = AskForm(request.POST or None, unit=row.unit, initial=_proposed(row, limit))
         if request.method == "POST" and form.is_valid():
             try:
                 asked = raise_requests.ask_for_raise(
                     access=access,
-                    budget=budget,
+                    row=row,
                     request_id=_request_id(request),
                     pages=request.build_absolute_uri(reverse("portal-raises", args=[access.tenant.slug])),
                     **form.cleaned_data,
@@ -127,7 +129,13 @@ def ask(request: HttpRequest, access: Access, budget_id: UUID) -> HttpResponse:
                 messages.success(request, _("It was asked for. You are told what becomes of it."))
                 return redirect("portal-raise", access.tenant.slug, asked.pk)
         status = 400 if form.is_bound else 200
-        context = {"form": form, "budget": budget, "limit": limit, "led_here": _request_id(request)}
+        context = {
+            "form": form,
+            "row": row,
+            "limit": limit,
+            "shared_out": row.scope in raise_requests.SHARED_OUT,
+            "led_here": _request_id(request),
+        }
         return render(request, "portal/raises/ask.html", context, status=status)
 
 
@@ -141,13 +149,13 @@ def raise_request(request: HttpRequest, access: Access, raise_id: UUID) -> HttpR
     if not (own or decides):
         raise Http404
     with timezone.override(ZoneInfo(access.time_zone)):
-        initial = {"to": _shown(found.budget, found.to), "until": found.until}
-        form = DecideForm(request.POST or None, unit=found.budget.unit, initial=initial)
+        initial = {"to": _shown(found.row, found.to), "until": found.until}
+        form = DecideForm(request.POST or None, unit=found.row.unit, initial=initial)
         if request.method == "POST" and _decided(request, access, found, form):
             return redirect("portal-raise", access.tenant.slug, found.pk)
         context = {
             "asked": found,
-            "limit": limit_now(found.budget),
+            "limit": limit_now(found.row),
             "own": own,
             "decides": decides and found.state == RaiseRequest.State.OPEN,
             "over": found.until <= now(),
@@ -190,17 +198,17 @@ def _add(form: forms.Form, exc: ValidationError) -> None:
         form.add_error(None, exc.messages)
 
 
-def _proposed(budget: Budget, limit: int) -> dict[str, Any]:
+def _proposed(row: Budget | RateLimit, limit: int) -> dict[str, Any]:
     """Half as much again, until the present period ends; for a week if it ends only later, or never."""
-    end = schedules_of([budget])[budget.pk].period(now().timestamp()).ends_at
-    in_a_week = now() + timedelta(days=7)
-    until = in_a_week if end is None or end > in_a_week else end
-    return {"to": _shown(budget, min(LARGEST, max(1, limit + limit // 2))), "until": until}
+    until = now() + timedelta(days=7)
+    if isinstance(row, Budget):
+        until = min(until, schedules_of([row])[row.pk].period(now().timestamp()).ends_at or until)
+    return {"to": _shown(row, min(LARGEST, limit + max(1, limit // 2))), "until": until}
 
 
-def _shown(budget: Budget, number: int) -> Decimal | int:
+def _shown(row: Budget | RateLimit, number: int) -> Decimal | int:
     """An amount as its field takes it."""
-    return Decimal(number) / MICRO if budget.unit == "micro_usd" else number
+    return Decimal(number) / MICRO if row.unit == "micro_usd" else number
 
 
 def _request_id(request: HttpRequest) -> UUID | None:
@@ -217,6 +225,6 @@ def _demand(access: Access) -> None:
 
 urlpatterns = [
     path("raises/", raises, name="portal-raises"),
-    path("raises/new/<uuid:budget_id>/", ask, name="portal-raise-ask"),
+    path("raises/new/<uuid:limit_id>/", ask, name="portal-raise-ask"),
     path("raises/<uuid:raise_id>/", raise_request, name="portal-raise"),
 ]

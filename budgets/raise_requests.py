@@ -1,4 +1,4 @@
-"""Asking for more of a budget: a request, and the yes or no of somebody who may grant it.
+"""Asking for more of a limit: a request, and the yes or no of somebody who may grant it.
 
 What a tenant shares out to its teams, members and keys is granted by its owners
 and admins. What limits the tenant as a whole, or everybody, is what operators
@@ -20,10 +20,19 @@ from django.utils.translation import gettext as _
 from audit.recording import record
 from audit.walls import across
 from budgets.limits import limit_now
-from budgets.models import Budget, BudgetRaise, Happening, RaiseRequest, Scope
-from budgets.notice_words import budget_named
+from budgets.models import (
+    WITH_ITS_LIMIT,
+    Budget,
+    Happening,
+    LimitRaise,
+    RaiseRequest,
+    RateLimit,
+    Scope,
+    kind_of_limit,
+)
+from budgets.notice_words import limit_named
 from budgets.notices import deliver_to_people, tell
-from budgets.services import raise_budget
+from budgets.services import raise_limit
 from tenants.access import GRANT_RAISES, MANAGING, Access, is_operator
 from tenants.models import User
 
@@ -35,7 +44,7 @@ def may_decide(access: Access, request: RaiseRequest) -> bool:
     """Whether a person may say yes or no to a request that is open."""
     if request.tenant_id != access.tenant.pk or request.asked_by_id == access.user.pk:
         return False
-    return access.grants_raises if request.budget.scope in SHARED_OUT else access.grants_every_raise
+    return access.grants_raises if request.row.scope in SHARED_OUT else access.grants_every_raise
 
 
 def open_requests(access: Access) -> QuerySet[RaiseRequest]:
@@ -44,7 +53,7 @@ def open_requests(access: Access) -> QuerySet[RaiseRequest]:
     if not access.grants_raises:
         return found.none()
     if not access.grants_every_raise:
-        found = found.filter(budget__scope__in=SHARED_OUT)
+        found = found.filter(Q(budget__scope__in=SHARED_OUT) | Q(rate_limit__scope__in=SHARED_OUT))
     return _with_all(found).order_by("asked_at")
 
 
@@ -59,41 +68,39 @@ def all_of(access: Access) -> QuerySet[RaiseRequest]:
 
 
 def _with_all(found: QuerySet[RaiseRequest]) -> QuerySet[RaiseRequest]:
-    return found.select_related(
-        "tenant", "asked_by", "raised", "budget__tenant", "budget__team", "budget__member__user",
-        "budget__member__tenant", "budget__key",
-    ).prefetch_related("budget__raises")  # fmt: skip
+    return found.select_related("tenant", "asked_by", "raised", *WITH_ITS_LIMIT)
 
 
 @transaction.atomic
 def ask_for_raise(
     *,
     access: Access,
-    budget: Budget,
+    row: Budget | RateLimit,
     to: int,
     until: datetime,
     reason: str,
     pages: str = "",
     request_id: UUID | None = None,
 ) -> RaiseRequest:
-    """Ask that ``budget`` is raised ``to`` so much until ``until``; those who may grant it are told.
+    """Ask that a limit is raised ``to`` so much until ``until``; those who may grant it are told.
 
-    ``pages`` is the address under which each request has its page. Whether the budget
+    ``pages`` is the address under which each request has its page. Whether the limit
     is one that the person sees is the caller's to know. Raises ``ValidationError``
-    for what cannot be granted, and while a request of theirs for this budget is
+    for what cannot be granted, and while a request of theirs for this limit is
     open; one whose end has passed is not open any more.
     """
     if not access.asks_for_raises:
         raise PermissionDenied
-    own = RaiseRequest.objects.filter(budget=budget, asked_by=access.user, state=State.OPEN)
+    of_limit = {kind_of_limit(row): row}
+    own = RaiseRequest.objects.filter(**of_limit, asked_by=access.user, state=State.OPEN)
     own.filter(until__lte=now()).update(state=State.LAPSED, decided_at=now(), decided_by="Tollgate")
-    limit = limit_now(budget)
+    limit = limit_now(row)
     if limit is None:
-        raise ValidationError(_("This budget has no limit, so there is nothing to raise."))
+        raise ValidationError(_("There is no limit that could be raised: it is only counted."))
     if to <= limit:
         raise ValidationError({"to": _("The limit is that high already: ask for more than it is now.")})
     asked = RaiseRequest(
-        tenant=access.tenant, budget=budget, asked_by=access.user, to=to, until=until, reason=reason,
+        tenant=access.tenant, **of_limit, asked_by=access.user, to=to, until=until, reason=reason,
         request_id=request_id,
     )  # fmt: skip
     asked.full_clean()
@@ -124,8 +131,8 @@ def withdraw_request(*, request: RaiseRequest, access: Access) -> bool:
 @transaction.atomic
 def grant_request(
     *, request: RaiseRequest, access: Access, to: int, until: datetime, answer: str = "", page: str = ""
-) -> BudgetRaise | None:
-    """Raise the budget ``to`` so much until ``until``, which may be less than was asked for.
+) -> LimitRaise | None:
+    """Raise the limit ``to`` so much until ``until``, which may be less than was asked for.
 
     Whoever asked is told. Returns the raise; None if the request is not open
     any more. Raises ``PermissionDenied`` for somebody who may not grant it, and
@@ -133,13 +140,13 @@ def grant_request(
     """
     if not may_decide(access, request):
         raise PermissionDenied
-    actor, budget = str(access.user), request.budget
+    actor, row = str(access.user), request.row
     if not _decide(request, State.GRANTED, actor, answer):
         return None
     reason = f"asked for by {request.asked_by}: {request.reason}"
-    # It was asked whether the person may; a budget of the platform is behind a wall from within a tenant.
+    # It was asked whether the person may; a limit of the platform is behind a wall from within a tenant.
     with across():
-        raised = raise_budget(budget=budget, to=to, ends_at=until, reason=reason, actor=actor)
+        raised = raise_limit(row=row, to=to, ends_at=until, reason=reason, actor=actor)
     request.raised = raised
     request.save(update_fields=["raised"])
     _record(request, "request_granted", actor, answer, to=to, until=until, raised=raised.pk)
@@ -178,7 +185,7 @@ def _decide(request: RaiseRequest, state: str, actor: str, answer: str = "") -> 
 
 def _who_may_decide(request: RaiseRequest) -> list[User]:
     others = User.objects.filter(is_active=True).exclude(pk=request.asked_by_id)
-    if request.budget.scope in SHARED_OUT:
+    if request.row.scope in SHARED_OUT:
         return list(others.filter(memberships__tenant=request.tenant_id, memberships__role__in=MANAGING))
     return [one for one in others.filter(Q(is_staff=True)) if is_operator(one, GRANT_RAISES)]
 
@@ -190,7 +197,8 @@ def _tell(
         "raise_request": {
             "id": str(request.pk),
             "state": request.state,
-            "budget": str(request.budget),
+            "budget": request.budget and str(request.budget),
+            "rate_limit": request.rate_limit and str(request.rate_limit),
             "to": request.to,
             "until": request.until.isoformat(),
             "reason": request.reason,
@@ -200,7 +208,7 @@ def _tell(
         }
     }
     values |= {
-        "budget": budget_named(request.budget),
+        "budget": limit_named(request.row),
         "tenant": request.tenant.slug,
         "asked_by": str(request.asked_by),
         "page": page,
@@ -222,6 +230,6 @@ def _record(request: RaiseRequest, what: str, actor: str, reason: str = "", **de
         subject=str(request.pk),
         tenant_id=request.tenant_id,
         reason=reason,
-        what=str(request.budget),
+        what=str(request.row),
         **details,
     )

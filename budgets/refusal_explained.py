@@ -19,7 +19,7 @@ from uuid import UUID
 from django.db.models import Q
 
 from audit.models import RequestEvent
-from budgets.models import Budget, KillSwitch, RefusedCall, Scope
+from budgets.models import Budget, KillSwitch, RateLimit, RefusedCall, Scope
 from budgets.refusal_reasons import QUESTIONS, Asked, Reason, reason_of
 from keys.models import ApiKey
 
@@ -41,7 +41,7 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One limit as the call met it. Amounts are in ``unit``; ``budget`` None: it is none, or is gone now.
+    """One limit as the call met it. Amounts are in ``unit``; ``row`` None: it is a visitor's, or gone now.
 
     ``needed`` is the least with which the call would have been let through.
     ``back_at`` None: never, or nobody knows. A limit that is not ``hard`` is in
@@ -62,7 +62,7 @@ class Limit:
     hard: bool
     refused: bool
     back_at: datetime | None
-    budget: Budget | None
+    row: Budget | RateLimit | None
 
     @property
     def left(self) -> int:
@@ -106,8 +106,12 @@ class Explained:
 
     @property
     def may_be_raised(self) -> list[Limit]:
-        """The budgets that said no and are still there: those of which more can be asked for."""
-        return [one for one in self.limits if one.refused and one.hard and one.budget is not None]
+        """Those that said no and still limit something: of these more can be asked for."""
+        return [
+            one
+            for one in self.limits
+            if one.refused and one.hard and one.row is not None and one.row.limit is not None
+        ]
 
 
 def explain_refusal(
@@ -176,13 +180,16 @@ def _to_the_end(event: RequestEvent) -> Answer:
 
 
 def _limits(noted: Any) -> list[Limit]:
-    ids = [UUID(one["id"]) for one in noted if one["kind"] == "budget"]
-    budgets = Budget.objects.select_related("tenant", "team", "member__user", "key").in_bulk(ids)
+    ids = [UUID(one["id"]) for one in noted]
+    rows: dict[UUID, Budget | RateLimit] = {}
+    for kind in (Budget, RateLimit):
+        named = kind.objects.select_related("tenant", "team", "member__user", "key")
+        rows |= {row.pk: row for row in named.filter(pk__in=ids)}
     found = [
         Limit(
-            **{name: one[name] for name in Limit.__slots__ if name not in ("back_at", "budget")},
+            **{name: one[name] for name in Limit.__slots__ if name not in ("back_at", "row")},
             back_at=None if one["back_at"] is None else datetime.fromtimestamp(one["back_at"], UTC),
-            budget=budgets.get(UUID(one["id"])),
+            row=rows.get(UUID(one["id"])),
         )
         for one in noted
     ]

@@ -144,12 +144,15 @@ REASONS: dict[str, Reason] = {
     "rate_limit_exceeded": Reason(
         Asked.ROOM,
         _("More was asked for within a minute than a limit allows."),
-        _("Wait for as long as the answer says. Clients of OpenAI and Anthropic do so by themselves."),
+        _(
+            "Wait for as long as the answer says; clients of OpenAI and Anthropic do so by themselves. "
+            "If it happens often, ask for more."
+        ),
     ),
     "concurrency_limit_exceeded": Reason(
         Asked.ROOM,
         _("As many requests were running as may run at one time."),
-        _("Wait for one of them to end, or send fewer side by side."),
+        _("Wait for one of them to end, send fewer side by side, or ask for more."),
     ),
     "human_check_required": Reason(
         Asked.ROOM,

@@ -14,9 +14,9 @@ from audit.recording import record
 from budgets import periods, webhooks
 from budgets.models import (
     Budget,
-    BudgetRaise,
     KillSwitch,
     KillSwitchLift,
+    LimitRaise,
     OutageCredit,
     Price,
     RateLimit,
@@ -24,6 +24,7 @@ from budgets.models import (
     RunningCall,
     ScopedRow,
     UpstreamCost,
+    kind_of_limit,
     new_salt,
 )
 from budgets.running_calls import ask_to_end
@@ -102,44 +103,44 @@ def remove_budget(*, budget: Budget, actor: str) -> None:
 
 
 @transaction.atomic
-def raise_budget(
+def raise_limit(
     *,
-    budget: Budget,
+    row: Budget | RateLimit,
     ends_at: datetime,
     reason: str,
     actor: str,
     to: int | None = None,
     by: int | None = None,
     starts_at: datetime | None = None,
-) -> BudgetRaise:
-    """Lift the limit of a budget ``to`` or ``by`` so much, from ``starts_at`` (now) until ``ends_at``.
+) -> LimitRaise:
+    """Lift a budget or rate limit ``to`` or ``by`` so much, from ``starts_at`` (now) until ``ends_at``.
 
     It ends by the clock that admits calls; what was admitted until then runs
-    on. A repeat is another raise. Raises ``ValidationError`` for a budget
+    on. A repeat is another raise. Raises ``ValidationError`` for a row
     without a limit, an end that has passed, and what a raise cannot have.
     """
     begun = now()
-    if budget.limit is None:
-        raise ValidationError("This budget has no limit, so there is nothing to raise.")
+    if row.limit is None:
+        raise ValidationError("There is no limit that could be raised: it is only counted.")
     if ends_at <= begun:
         raise ValidationError("A raise ends in the future.")
-    raised = BudgetRaise(
-        budget=budget, to=to, by=by, starts_at=starts_at or begun, ends_at=ends_at, reason=reason,
-        granted_by=actor,
+    raised = LimitRaise(
+        **{kind_of_limit(row): row}, to=to, by=by, starts_at=starts_at or begun, ends_at=ends_at,
+        reason=reason, granted_by=actor,
     )  # fmt: skip
     raised.full_clean()
     raised.save()
-    _record(budget, "raised", actor, reason, to=to, by=by, starts_at=raised.starts_at, ends_at=ends_at)
+    _record(row, "raised", actor, reason, to=to, by=by, starts_at=raised.starts_at, ends_at=ends_at)
     return raised
 
 
 @transaction.atomic
-def take_back_raise(*, raised: BudgetRaise, actor: str, reason: str) -> bool:
+def take_back_raise(*, raised: LimitRaise, actor: str, reason: str) -> bool:
     """End a raise now; returns False if it has ended already."""
-    running = BudgetRaise.objects.filter(pk=raised.pk, taken_back_at=None, ends_at__gt=now())
+    running = LimitRaise.objects.filter(pk=raised.pk, taken_back_at=None, ends_at__gt=now())
     taken_back = running.update(taken_back_at=now())
     if taken_back:
-        _record(raised.budget, "raise_taken_back", actor, reason, raised=str(raised))
+        _record(raised.row, "raise_taken_back", actor, reason, raised=str(raised))
     return bool(taken_back)
 
 
@@ -542,9 +543,8 @@ def _remove(row: ScopedRow, actor: str) -> None:
 
 def _record(row: ScopedRow, what: str, actor: str, reason: str = "", **details: Any) -> None:
     """Tell the audit of a change, and every process once it is committed."""
-    thing = "budget" if isinstance(row, Budget) else "rate_limit"
     record(
-        action=f"{thing}.{what}",
+        action=f"{kind_of_limit(row)}.{what}",
         actor=actor,
         subject=str(row.pk),
         tenant_id=row.tenant_id,

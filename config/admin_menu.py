@@ -46,7 +46,7 @@ GROUPS: list[tuple[str, list[Page]]] = [
         [
             ("budgets.budget", "Budgets", "savings"),
             ("budgets.ratelimit", "Rate limits", "speed"),
-            ("budgets.budgetraise", "Raises", "trending_up"),
+            ("budgets.limitraise", "Raises", "trending_up"),
             ("budgets.raiserequest", "Requests for more", "front_hand"),
             ("budgets.outagecredit", "Credit without Redis", "credit_score"),
         ],

@@ -20,8 +20,8 @@ SEE_KEYS = "keys.view_apikey"
 CHANGE_KEYS = "keys.change_apikey"
 CHANGE_MEMBERS = "tenants.change_member"
 SEE_AUDIT = "audit.view_auditevent"
-# And to grant more of any budget, that of the tenant and of the platform included.
-GRANT_RAISES = "budgets.add_budgetraise"
+# And to grant more of any limit, that of the tenant and of the platform included.
+GRANT_RAISES = "budgets.add_limitraise"
 
 WHOLE_TENANT = frozenset({Member.Role.OWNER, Member.Role.ADMIN, Member.Role.FINANCE, Member.Role.AUDITOR})
 EXPORTING = frozenset({Member.Role.OWNER, Member.Role.FINANCE})
@@ -123,7 +123,7 @@ class Access:
 
     @property
     def asks_for_raises(self) -> bool:
-        """Whether they may ask for more of a budget that they see."""
+        """Whether they may ask for more of a limit that they see."""
         return self._is_one_of(ASKING)
 
     @property
@@ -133,7 +133,7 @@ class Access:
 
     @property
     def grants_every_raise(self) -> bool:
-        """Whether they may grant more of any budget, of what limits the tenant as a whole too."""
+        """Whether they may grant more of any limit, of what limits the tenant as a whole too."""
         return is_operator(self.user, GRANT_RAISES)
 
     @property

@@ -25,7 +25,7 @@ from budgets.raise_requests import ask_for_raise
 from budgets.services import (
     add_recipient,
     arm_kill_switch,
-    raise_budget,
+    raise_limit,
     set_budget,
     set_price,
     set_rate_limit,
@@ -57,7 +57,7 @@ IDS: dict[str, dict[str, str]] = {
     "portal/<slug:slug>/keys/": {"key_id": "key"},
     "portal/<slug:slug>/playground/": {"request_id": "request"},
     "portal/<slug:slug>/refusals/": {"request_id": "request"},
-    "portal/<slug:slug>/raises/new/": {"budget_id": "budget"},
+    "portal/<slug:slug>/raises/new/": {"limit_id": "rate_limit"},
     "portal/<slug:slug>/raises/": {"raise_id": "raise_request"},
     "portal/<slug:slug>/limits/recipients/": {"recipient_id": "alert_recipient"},
     "portal/<slug:slug>/statements/": {"number": "statement"},
@@ -74,7 +74,7 @@ IDS: dict[str, dict[str, str]] = {
     "manage/v1/keys/": {"pk": "key"},
     "manage/v1/exports/": {"pk": "export", "link": "export_link"},
     "manage/v1/budgets/": {"pk": "budget", "raise_id": "budget_raise"},
-    "manage/v1/rate-limits/": {"pk": "rate_limit"},
+    "manage/v1/rate-limits/": {"pk": "rate_limit", "raise_id": "rate_limit_raise"},
     "manage/v1/prices/": {"pk": "price"},
     "manage/v1/kill-switches/": {"pk": "kill_switch"},
     "manage/v1/running-calls/": {"pk": "request"},
@@ -202,11 +202,14 @@ class Belongings(dict[str, Any]):
         member = add_member(tenant=tenant, user=user, team=team, role="owner", actor=user.username)
         key, _ = issue_key(tenant=tenant, label=f"{slug}-key", member=member, actor=user.username)
         budget = set_budget(scope="tenant", tenant=tenant, unit="tokens", period="day", limit=9, actor="test")
-        raised = raise_budget(
-            budget=budget, by=1, ends_at=now() + timedelta(hours=1), reason=f"{slug}-reason", actor="test"
+        raised = raise_limit(
+            row=budget, by=1, ends_at=now() + timedelta(hours=1), reason=f"{slug}-reason", actor="test"
         )
         rate = set_rate_limit(
             scope="tenant", tenant=tenant, measure="requests_per_minute", limit=9, actor="test"
+        )
+        rate_raised = raise_limit(
+            row=rate, by=1, ends_at=now() + timedelta(hours=1), reason=f"{slug}-reason", actor="test"
         )
         price = set_price(model=f"{slug}-model:1b", tenant=tenant, input_price=1, actor="test")
         switch = arm_kill_switch(scope="tenant", tenant=tenant, actor="test", reason=f"{slug}-fire")
@@ -216,7 +219,7 @@ class Belongings(dict[str, Any]):
         # Of a team, so that owners decide on it and get to see it.
         shared_out = set_budget(scope="team", team=team, unit="tokens", period="day", limit=9, actor="test")
         asked = ask_for_raise(
-            access=Access(user, tenant, member), budget=shared_out, to=99, until=now() + timedelta(hours=1),
+            access=Access(user, tenant, member), row=shared_out, to=99, until=now() + timedelta(hours=1),
             reason=f"{slug}-deadline",
         )  # fmt: skip
         recipient = add_recipient(
@@ -231,7 +234,8 @@ class Belongings(dict[str, Any]):
         export.refresh_from_db()
         super().__init__(
             tenant=tenant.pk, slug=slug, team=team.pk, member=member.pk, person=user.username, key=key.pk,
-            budget=budget.pk, budget_raise=raised.pk, rate_limit=rate.pk, price=price.pk, alias=alias.pk,
+            budget=budget.pk, budget_raise=raised.pk, rate_limit=rate.pk,
+            rate_limit_raise=rate_raised.pk, price=price.pk, alias=alias.pk,
             key_label=key.label, key_owner=f"member:{member.pk}", raise_request=asked.pk,
             alert_recipient=recipient.pk, service_account=account.pk, invitation=invited.pk,
             kill_switch=switch.pk, statement_row=statement.pk, request=entry.request_id,

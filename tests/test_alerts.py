@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from budgets import alerts, closing, services
 from budgets.alerts import crossed
 from budgets.counters import GRACE_SECONDS, Counter
-from budgets.models import Budget, BudgetPeriod, BudgetRaise, Delivery, KillSwitch, Notice, PeriodClosing
+from budgets.models import Budget, BudgetPeriod, Delivery, KillSwitch, LimitRaise, Notice, PeriodClosing
 from budgets.rebuild import ensure_epoch
 from budgets.schedules import schedules_of
 from budgets.standing import empty_at, standings
@@ -291,8 +291,8 @@ def test_a_limit_that_was_raised_is_warned_of_at_its_new_marks_and_not_again_whe
 
 
 def test_a_raise_moves_the_marks_while_it_holds(budget: Budget) -> None:
-    services.raise_budget(
-        budget=budget, by=1000, ends_at=now() + timedelta(hours=1), reason="a deadline", actor="test"
+    services.raise_limit(
+        row=budget, by=1000, ends_at=now() + timedelta(hours=1), reason="a deadline", actor="test"
     )
     use(budget, 900)
     assert alerts.look() == 0
@@ -354,21 +354,40 @@ def test_the_first_refusal_of_a_period_is_told_once(acme: Tenant, shadow: bool, 
 
 @pytest.mark.parametrize("early", [False, True], ids=["at its end", "taken back"])
 def test_the_end_of_a_raise_is_told_once(budget: Budget, early: bool) -> None:
-    raised = services.raise_budget(
-        budget=budget, to=5000, ends_at=now() + timedelta(hours=1), reason="a deadline", actor="ada"
+    raised = services.raise_limit(
+        row=budget, to=5000, ends_at=now() + timedelta(hours=1), reason="a deadline", actor="ada"
     )
     assert alerts.look() == 0
 
     if early:
         services.take_back_raise(raised=raised, actor="ada", reason="done")
     else:
-        BudgetRaise.objects.update(starts_at=now() - timedelta(hours=2), ends_at=now())
+        LimitRaise.objects.update(starts_at=now() - timedelta(hours=2), ends_at=now())
 
     assert [alerts.look(), alerts.look()] == [1, 0]
     notice = Notice.objects.get()
     assert notice.text.endswith("is over: its limit is 1,000 now.")
     assert notice.facts["raise"]["reason"] == "a deadline"
     assert told() == [("raise_ended", None)]
+
+
+def test_the_end_of_a_raise_of_a_rate_limit_is_told_too(budget: Budget) -> None:
+    row = services.set_rate_limit(
+        scope="tenant", tenant=budget.tenant, measure="tokens_per_minute", limit=1000, actor="test"
+    )
+    raised = services.raise_limit(
+        row=row, by=5, ends_at=now() + timedelta(hours=1), reason="a deadline", actor="ada"
+    )
+    services.take_back_raise(raised=raised, actor="ada", reason="done")
+
+    assert [alerts.look(), alerts.look()] == [1, 0]
+    notice = Notice.objects.get()
+    assert notice.text == "The raise of tenant acme's tokens per minute is over: its limit is 1,000 now."
+    assert notice.tenant_id == row.tenant_id
+    assert notice.facts["rate_limit"] == {
+        "id": str(row.pk), "whose": "tenant acme", "scope": "tenant", "unit": "tokens",
+        "measure": "tokens_per_minute", "shadow": False, "limit": 1000,
+    }  # fmt: skip
 
 
 def closed(budget: Budget, **changes: Any) -> None:

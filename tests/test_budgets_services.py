@@ -151,7 +151,14 @@ def test_a_change_is_in_force_for_the_next_call(acme: Tenant, key: ApiKey, secre
 
 
 def test_a_warm_caller_costs_no_sql(acme: Tenant, secret: str) -> None:
-    services.set_budget(scope="tenant", tenant=acme, unit="tokens", period="day", limit=10**6, actor="test")
+    named: dict[str, Any] = {"scope": "tenant", "tenant": acme, "limit": 10**6, "actor": "test"}
+    for row in (
+        services.set_budget(unit="tokens", period="day", **named),
+        services.set_rate_limit(measure="tokens_per_minute", **named),
+    ):
+        services.raise_limit(
+            row=row, by=1, ends_at=now() + timedelta(hours=1), reason="a deadline", actor="test"
+        )
 
     async def twice() -> None:
         for _ in range(2):
@@ -163,7 +170,8 @@ def test_a_warm_caller_costs_no_sql(acme: Tenant, secret: str) -> None:
             raise AssertionError("SQL on the path of a warm request")
 
         with connection.execute_wrapper(no_sql):
-            await reserve(known, a_demand())
+            reservation = await reserve(known, a_demand())
+        assert {one.limit for one in reservation.standing} == {10**6 + 1}
 
     asyncio.run(twice())
 
@@ -399,7 +407,7 @@ def test_the_admin_tells_none_nothing_and_a_number_apart(acme: Tenant, client: C
     "page",
     [
         "budget",
-        "budgetraise",
+        "limitraise",
         "ratelimit",
         "price",
         "ledgerentry",

@@ -21,9 +21,9 @@ from budgets.models import (
     Budget,
     BudgetChange,
     BudgetPeriod,
-    BudgetRaise,
     CounterEpoch,
     LateUsage,
+    LimitRaise,
     PeriodClosing,
     SpooledSettlement,
 )
@@ -249,7 +249,7 @@ def test_the_closing_has_the_limit_of_the_periods_end_with_its_raises(
         (500, ended_at, ended_at + hour, None),
         (5000, ended_at - hour, ended_at + hour, ended_at - hour / 2),
     ]:
-        BudgetRaise.objects.create(
+        LimitRaise.objects.create(
             budget=budget,
             by=by,
             starts_at=starts_at,

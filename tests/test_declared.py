@@ -5,18 +5,21 @@ from __future__ import annotations
 import io
 import json
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
+from django.utils.timezone import now
 from hypothesis import given
 from hypothesis import strategies as st
 
 from audit.models import AuditEvent
+from budgets.limits import limit_now
 from budgets.models import Budget, OutageCredit, Price, RateLimit
+from budgets.services import raise_limit
 from config.declared import document
 from config.declared.kinds import SHAPES, present
 from config.declared.plan import apply, plan
@@ -101,6 +104,19 @@ def test_what_is_exported_says_the_same_and_holds_no_secret():
     assert document.read(text, SHAPES) == document.read(FILE, SHAPES)
     assert secret not in text
     assert secret[3:15] not in text
+
+
+def test_a_raise_that_holds_is_in_no_file_and_applying_one_leaves_it_alone():
+    applied(FILE)
+    before = exported()
+    rows: list[Budget | RateLimit] = [Budget.objects.get(scope="platform"), RateLimit.objects.get()]
+    for row in rows:
+        raise_limit(row=row, by=5, ends_at=now() + timedelta(hours=1), reason="a deadline", actor="test")
+
+    assert exported() == before
+    assert told(before, prune=True) == []
+    applied(before, prune=True)
+    assert [limit_now(type(row).objects.get(pk=row.pk)) for row in rows] == [1_000_005, 65]
 
 
 def test_an_empty_gateway_exports_and_applies():

@@ -15,10 +15,11 @@ from django.test import Client
 from django.utils.timezone import now
 
 from audit.models import AuditEvent
+from budgets.limits import limit_now
 from budgets.models import Budget, KillSwitch, Price, RateLimit
 from budgets.services import (
     arm_kill_switch,
-    raise_budget,
+    raise_limit,
     set_budget,
     set_price,
     set_rate_limit,
@@ -50,6 +51,10 @@ OF_PLATFORM = {
 }
 
 
+# Behind the word of what a raise is of.
+RAISE = " raised"
+
+
 def create_all(slug: str) -> dict[str, Any]:
     """A tenant with one of everything, by the first word of the path that leads to it."""
     tenant = create_tenant(slug=slug, name=slug, actor="test")
@@ -57,6 +62,9 @@ def create_all(slug: str) -> dict[str, Any]:
     user = create_user(username=f"bob-{slug}", email=f"bob@{slug}.example", actor="test")
     key, _ = issue_key(tenant=tenant, label="nightly", actor="test")
     budget = set_budget(scope="tenant", tenant=tenant, unit="tokens", period="day", limit=9, actor="test")
+    rate_limit = set_rate_limit(
+        scope="tenant", tenant=tenant, measure="requests_per_minute", limit=9, actor="test"
+    )
     return {
         "tenants": tenant,
         "teams": team,
@@ -64,11 +72,12 @@ def create_all(slug: str) -> dict[str, Any]:
         "keys": key,
         "service-accounts": create_service_account(tenant=tenant, name="build", actor="test"),
         "budgets": budget,
-        "raise": raise_budget(
-            budget=budget, by=1, ends_at=now() + timedelta(hours=1), reason="test", actor="test"
+        "budgets" + RAISE: raise_limit(
+            row=budget, by=1, ends_at=now() + timedelta(hours=1), reason="test", actor="test"
         ),
-        "rate-limits": set_rate_limit(
-            scope="tenant", tenant=tenant, measure="requests_per_minute", limit=9, actor="test"
+        "rate-limits": rate_limit,
+        "rate-limits" + RAISE: raise_limit(
+            row=rate_limit, by=1, ends_at=now() + timedelta(hours=1), reason="test", actor="test"
         ),
         "prices": set_price(model="tiny:1b", tenant=tenant, input_price=1, actor="test"),
         "kill-switches": arm_kill_switch(scope="tenant", tenant=tenant, actor="test", reason="fire"),
@@ -96,7 +105,8 @@ def address(endpoint: Endpoint, rows: dict[str, Any], stranger: bool = False) ->
     pk: Any = row.pk if known else uuid.UUID(int=7)
     if "<int:" in endpoint.route and not known:
         pk = 10**9
-    raised = uuid.UUID(int=8) if stranger else rows["raise"].pk
+    its_raise = rows.get(endpoint.route.partition("/")[0] + RAISE)
+    raised = uuid.UUID(int=8) if stranger or its_raise is None else its_raise.pk
     return endpoint.path(pk=pk, raise_id=raised, number="ST-2026-000001", link="nothing")
 
 
@@ -452,10 +462,16 @@ def test_what_is_there_is_changed_and_ended(acme):
     assert (closed["closed_now"], closed["revoked_keys"]) == (True, 0)
     standing = one.get(f"{path('budgets')}standing/").json()
     assert (standing["limit"], standing["used"], standing["left"]) == (10, 0, 10)
-    raises = f"{path('budgets')}raises/"
-    assert one.post(f"{raises}{acme['raise'].pk}/take-back/", reason="done").json()["taken_back_at"]
-    more = one.post(raises, to=99, ends_at="2999-01-01T00:00:00Z", reason="deadline")
-    assert (more.status_code, more.json()["to"]) == (201, 99)
+    for name, its_id in (("budgets", "budget_id"), ("rate-limits", "rate_limit_id")):
+        raises = f"{path(name)}raises/"
+        taken_back = f"{raises}{acme[name + RAISE].pk}/take-back/"
+        assert one.post(taken_back, reason="done").json()["taken_back_at"], name
+        more = one.post(raises, to=99, ends_at="2999-01-01T00:00:00Z", reason="deadline")
+        assert (more.status_code, more.json()["to"], more.json()[its_id]) == (201, 99, str(acme[name].pk))
+        assert limit_now(acme[name]) == 99
+    # The raise of one is none of the other.
+    other = f"{path('budgets')}raises/{acme['rate-limits' + RAISE].pk}/take-back/"
+    assert one.post(other, reason="done").status_code == 404
     for name in ("aliases", "prices", "rate-limits", "budgets", "members", "teams"):
         assert one.ask("DELETE", path(name)).status_code == 204, name
         assert one.get(path(name)).status_code == 404, name

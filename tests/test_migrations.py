@@ -2,14 +2,21 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from io import StringIO
 
 import pytest
+from django.contrib.auth.models import Permission
 from django.core.management import call_command
 from django.core.management.commands.migrate import Command as DjangoCommand
 from django.db import OperationalError, connection, transaction
+from django.db.migrations.executor import MigrationExecutor
+from django.utils.timezone import now
 
+from budgets.limits import limit_now
 from budgets.models import OutageCredit
+from budgets.services import set_budget
+from tenants.models import User
 
 
 @pytest.mark.django_db
@@ -20,6 +27,25 @@ def test_no_migration_is_missing() -> None:
         call_command("makemigrations", check=True, dry_run=True, stdout=told)
     except SystemExit:
         pytest.fail(told.getvalue())
+
+
+@pytest.mark.django_db(transaction=True)
+def test_raises_of_budgets_and_the_right_to_grant_them_outlive_that_there_are_others() -> None:
+    budget = set_budget(scope="platform", unit="tokens", period="day", limit=100, actor="test")
+    granting = User.objects.create(username="ops")
+    call_command("migrate", "budgets", "0030_pages_of_a_key", verbosity=0)
+    try:
+        before = MigrationExecutor(connection).loader.project_state(("budgets", "0030_pages_of_a_key")).apps
+        before.get_model("budgets", "BudgetRaise").objects.create(
+            budget_id=budget.pk, by=5, ends_at=now() + timedelta(hours=1), reason="x", granted_by="ops"
+        )
+        granting.user_permissions.add(Permission.objects.get(codename="add_budgetraise"))
+    finally:
+        call_command("migrate", verbosity=0)
+
+    assert limit_now(budget) == 105
+    assert granting.has_perm("budgets.add_limitraise")
+    assert not Permission.objects.filter(codename__endswith="_budgetraise").exists()
 
 
 @pytest.mark.django_db(transaction=True)

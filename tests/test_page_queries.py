@@ -23,10 +23,10 @@ FEW, MANY = 2, 9
 # The most queries of a page, by the name of its route; five of each find out who asks, and where.
 MOST = {
     "portal-tenant": 21,
-    "portal-key-new": 19,
+    "portal-key-new": 20,
     "portal-key": 18,
     "portal-keys": 15,
-    "portal-limits": 14,
+    "portal-limits": 15,
     "portal-keys-revoke": 13,
     "portal-keys-disable": 13,
     "portal-keys-enable": 13,

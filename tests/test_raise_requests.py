@@ -1,7 +1,8 @@
-"""Asking for more of a budget: who asks, who is told, who decides, and what comes of it."""
+"""Asking for more of a limit: who asks, who is told, who decides, and what comes of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +16,15 @@ from django.utils.timezone import now
 from audit.models import AuditEvent
 from budgets import deliveries, raise_requests, services
 from budgets.limits import limit_now
-from budgets.models import Budget, BudgetRaise, Delivery, RaiseRequest, Recipient
+from budgets.models import (
+    Budget,
+    Delivery,
+    LimitRaise,
+    RaiseRequest,
+    RateLimit,
+    Recipient,
+    kind_of_limit,
+)
 from keys.services import issue_key
 from tenants.access import Access, access_to
 from tenants.models import Member, Tenant, User
@@ -51,25 +60,39 @@ def own_budget(user: User, limit: int = 100) -> Budget:
     )
 
 
-def ask(user: User, budget: Budget, to: int = 500, **changes: Any) -> RaiseRequest:
+def own_rate(user: User, limit: int = 100) -> RateLimit:
+    member = Member.objects.get(user=user)
+    return services.set_rate_limit(
+        scope="member", member=member, measure="tokens_per_minute", limit=limit, actor="test"
+    )
+
+
+# What may be asked for is the same, whichever kind of limit it is.
+OWN = [pytest.param(own_budget, id="a budget"), pytest.param(own_rate, id="a rate limit")]
+OwnLimit = Callable[[User], Budget | RateLimit]
+
+
+def ask(user: User, row: Budget | RateLimit, to: int = 500, **changes: Any) -> RaiseRequest:
     wish: dict[str, Any] = {"until": now() + timedelta(days=2), "reason": "the deadline"} | changes
-    return raise_requests.ask_for_raise(access=at_acme(user), budget=budget, to=to, **wish)
+    return raise_requests.ask_for_raise(access=at_acme(user), row=row, to=to, **wish)
 
 
-def grant(user: User, request: RaiseRequest, to: int = 500) -> BudgetRaise | None:
+def grant(user: User, request: RaiseRequest, to: int = 500) -> LimitRaise | None:
     return raise_requests.grant_request(
         request=request, access=at_acme(user), to=to, until=now() + timedelta(days=1), answer="Good luck."
     )
 
 
-def test_a_raise_that_is_granted_holds_until_its_end(acme: Tenant) -> None:
+@pytest.mark.parametrize("own", OWN)
+def test_a_raise_that_is_granted_holds_until_its_end(acme: Tenant, own: OwnLimit) -> None:
     mia, owner = person("member", acme), person("owner", acme)
-    budget = own_budget(mia)
+    row = own(mia)
 
-    raised = grant(owner, ask(mia, budget), to=400)
+    raised = grant(owner, ask(mia, row), to=400)
 
     assert raised is not None
-    assert limit_now(Budget.objects.get(pk=budget.pk)) == 400
+    assert raised.row == row
+    assert limit_now(type(row).objects.get(pk=row.pk)) == 400
     assert (raised.to, raised.granted_by) == (400, "owner")
     assert raised.ends_at < now() + timedelta(days=2)
     request = RaiseRequest.objects.get()
@@ -87,17 +110,18 @@ def test_a_no_needs_a_reason_and_changes_nothing(acme: Tenant) -> None:
     assert RaiseRequest.objects.get().state == State.OPEN
     assert raise_requests.decline_request(request=request, access=at_acme(owner), answer="Not this week.")
 
-    assert not BudgetRaise.objects.exists()
+    assert not LimitRaise.objects.exists()
     assert RaiseRequest.objects.get().answer == "Not this week."
 
 
-def test_each_step_is_in_the_audit_with_who_and_why(acme: Tenant) -> None:
+@pytest.mark.parametrize("own", OWN)
+def test_each_step_is_in_the_audit_with_who_and_why(acme: Tenant, own: OwnLimit) -> None:
     mia, owner = person("member", acme), person("owner", acme)
-    budget = own_budget(mia)
+    row = own(mia)
 
-    grant(owner, ask(mia, budget))
-    raise_requests.decline_request(request=ask(mia, budget, to=900), access=at_acme(owner), answer="No.")
-    raise_requests.withdraw_request(request=ask(mia, budget, to=901), access=at_acme(mia))
+    grant(owner, ask(mia, row))
+    raise_requests.decline_request(request=ask(mia, row, to=900), access=at_acme(owner), answer="No.")
+    raise_requests.withdraw_request(request=ask(mia, row, to=901), access=at_acme(mia))
 
     told = AuditEvent.objects.filter(tenant_id=acme.pk, action__startswith="raise.").order_by("id")
     assert list(told.values_list("action", "actor", "reason")) == [
@@ -108,7 +132,8 @@ def test_each_step_is_in_the_audit_with_who_and_why(acme: Tenant) -> None:
         ("raise.requested", "member", "the deadline"),
         ("raise.request_withdrawn", "member", ""),
     ]
-    assert AuditEvent.objects.filter(action="budget.raised", actor="owner").count() == 1
+    assert {event.details["what"] for event in told} == {str(row)}
+    assert AuditEvent.objects.filter(action=f"{kind_of_limit(row)}.raised", actor="owner").count() == 1
 
 
 def test_what_is_not_written_into_the_audit_does_not_happen(
@@ -124,33 +149,57 @@ def test_what_is_not_written_into_the_audit_does_not_happen(
     with pytest.raises(RuntimeError):
         grant(owner, request)
 
-    assert not BudgetRaise.objects.exists()
+    assert not LimitRaise.objects.exists()
     assert RaiseRequest.objects.get().state == State.OPEN
 
 
-def test_a_person_has_one_open_request_for_a_limit(acme: Tenant) -> None:
+@pytest.mark.parametrize("own", OWN)
+def test_a_person_has_one_open_request_for_a_limit(acme: Tenant, own: OwnLimit) -> None:
     mia = person("member", acme)
-    budget = own_budget(mia)
-    first = ask(mia, budget)
+    row = own(mia)
+    first = ask(mia, row)
 
     with pytest.raises(ValidationError, match="asked for more of this limit already"):
-        ask(mia, budget, to=600)
+        ask(mia, row, to=600)
+    of_it: dict[str, Any] = {kind_of_limit(row): row}
     with pytest.raises(IntegrityError, match="one_open_per_person_and_limit"), transaction.atomic():
         RaiseRequest.objects.create(
-            tenant=acme, budget=budget, asked_by=mia, to=7, until=now() + timedelta(1), reason="?"
+            tenant=acme, **of_it, asked_by=mia, to=7, until=now() + timedelta(1), reason="?"
         )
     raise_requests.withdraw_request(request=first, access=at_acme(mia))
 
-    assert ask(mia, budget, to=600).state == State.OPEN
+    assert ask(mia, row, to=600).state == State.OPEN
 
 
-def test_a_request_whose_time_is_over_keeps_nobody_from_asking_again(acme: Tenant) -> None:
+def test_a_person_may_wait_for_more_of_a_budget_and_of_a_rate_at_one_time(acme: Tenant) -> None:
+    mia, owner = person("member", acme), person("owner", acme)
+
+    asked = {ask(mia, own_budget(mia)), ask(mia, own_rate(mia))}
+
+    assert set(raise_requests.open_requests(at_acme(owner))) == asked
+    assert set(raise_requests.own_requests(at_acme(mia))) == asked
+
+
+@pytest.mark.parametrize("named", [[], ["budget", "rate_limit"]], ids=["neither", "both"])
+def test_a_request_is_for_a_budget_or_for_a_rate_limit(acme: Tenant, named: list[str]) -> None:
     mia = person("member", acme)
-    budget = own_budget(mia)
-    first = ask(mia, budget)
+    rows: dict[str, Any] = {"budget": own_budget(mia), "rate_limit": own_rate(mia)}
+
+    with pytest.raises(IntegrityError, match="budgets_raiserequest_of_one_limit"), transaction.atomic():
+        RaiseRequest.objects.create(
+            tenant=acme, asked_by=mia, to=7, until=now() + timedelta(1), reason="?",
+            **{name: rows[name] for name in named},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("own", OWN)
+def test_a_request_whose_time_is_over_keeps_nobody_from_asking_again(acme: Tenant, own: OwnLimit) -> None:
+    mia = person("member", acme)
+    row = own(mia)
+    first = ask(mia, row)
     RaiseRequest.objects.update(asked_at=now() - timedelta(3), until=now() - timedelta(1))
 
-    ask(mia, budget)
+    ask(mia, row)
 
     first.refresh_from_db()
     assert first.state == State.LAPSED
@@ -170,8 +219,9 @@ def test_what_cannot_be_granted_cannot_be_asked_for(
 ) -> None:
     mia = person("member", acme)
 
-    with pytest.raises(ValidationError, match=wrong):
-        ask(mia, own_budget(mia), **changes)
+    for own in (own_budget, own_rate):
+        with pytest.raises(ValidationError, match=wrong):
+            ask(mia, own(mia), **changes)
 
     assert not RaiseRequest.objects.exists()
 
@@ -186,18 +236,22 @@ DECIDING = {
 
 
 @pytest.mark.parametrize("who", [who for who in EVERYBODY if who not in UNKNOWN and who != "member"])
+@pytest.mark.parametrize("kind", ["budget", "rate limit"])
 @pytest.mark.parametrize("scope", DECIDING)
-def test_who_decides_depends_on_whom_a_limit_protects(acme: Tenant, scope: str, who: str) -> None:
+def test_who_decides_depends_on_whom_a_limit_protects(acme: Tenant, scope: str, kind: str, who: str) -> None:
     mia, other = person("member", acme), person(who, acme)
     if who == "operator":
-        grant_permission(other, "add_budgetraise")
+        grant_permission(other, "add_limitraise")
     member = Member.objects.get(user=mia)
     key, _ = issue_key(tenant=acme, member=member, label="mine", actor="test")
     whose: dict[str, Any] = {"member": {"member": member}, "key": {"key": key}, "tenant": {"tenant": acme}}
-    budget = services.set_budget(
-        scope=scope, unit="tokens", period="day", limit=100, actor="test", **whose.get(scope, {})
+    named: dict[str, Any] = {"scope": scope, "limit": 100, "actor": "test"} | whose.get(scope, {})
+    row: Budget | RateLimit = (
+        services.set_budget(unit="tokens", period="day", **named)
+        if kind == "budget"
+        else services.set_rate_limit(measure="concurrent_requests", **named)
     )
-    request = ask(mia, budget)
+    request = ask(mia, row)
     access = access_to(other, "acme")
 
     if access is None:
@@ -233,7 +287,7 @@ def test_of_two_who_decide_the_first_is_heard(acme: Tenant) -> None:
     assert raise_requests.decline_request(request=request, access=at_acme(owner), answer="No.")
 
     assert grant(admin, request) is None
-    assert not BudgetRaise.objects.exists()
+    assert not LimitRaise.objects.exists()
 
 
 def sent(mail: MailServer) -> list[tuple[str, str]]:
@@ -248,16 +302,25 @@ def body_of(mail: MailServer, address: str) -> str:
     return payload.decode()
 
 
-def test_those_who_may_grant_it_are_mailed_and_then_the_one_who_asked(acme: Tenant, mail: MailServer) -> None:
+@pytest.mark.parametrize(
+    ("own", "counted"),
+    [
+        pytest.param(own_budget, "tokens per day", id="a budget"),
+        pytest.param(own_rate, "tokens per minute", id="a rate limit"),
+    ],
+)
+def test_those_who_may_grant_it_are_mailed_and_then_the_one_who_asked(
+    acme: Tenant, mail: MailServer, own: OwnLimit, counted: str
+) -> None:
     mia, owner, _, finance = (person(who, acme) for who in ("member", "owner", "admin", "finance"))
     page = "https://tollgate.example/portal/acme/raises/"
 
-    request = ask(mia, own_budget(mia), pages=page)
+    request = ask(mia, own(mia), pages=page)
 
     assert [to for to, _ in sent(mail)] == ["admin@example.org", "owner@example.org"]
     assert finance.email not in str(mail.mails)
     text = body_of(mail, "owner@example.org")
-    assert "member of acme asks for more of member member of acme's tokens" in text
+    assert f"member of acme asks for more of member member of acme's {counted}: " in text
     assert "500 instead of 100" in text
     assert "the deadline" in text
     assert f"{page}{request.pk}/" in text
@@ -266,7 +329,7 @@ def test_those_who_may_grant_it_are_mailed_and_then_the_one_who_asked(acme: Tena
     grant(owner, request)
 
     assert [to for to, _ in sent(mail)] == ["member@example.org"]
-    assert "owner has raised" in body_of(mail, "member@example.org")
+    assert f"owner has raised member member of acme's {counted}" in body_of(mail, mia.email)
     assert "Good luck." in body_of(mail, "member@example.org")
 
 
@@ -309,12 +372,13 @@ def local(days: float) -> str:
     return f"{now() + timedelta(days=days):%Y-%m-%dT%H:%M}"
 
 
-def test_the_way_through_the_pages_from_asking_to_more(acme: Tenant, mia: User) -> None:
-    budget = own_budget(mia)
+@pytest.mark.parametrize("own", OWN)
+def test_the_way_through_the_pages_from_asking_to_more(acme: Tenant, mia: User, own: OwnLimit) -> None:
+    row = own(mia)
     browser, owners = a_browser(mia), a_browser(person("owner", acme))
     form = {"to": "500", "until": local(3), "reason": "the <deadline>"}
 
-    asked = browser.post(f"/portal/acme/raises/new/{budget.pk}/", form, follow=True)
+    asked = browser.post(f"/portal/acme/raises/new/{row.pk}/", form, follow=True)
     request = RaiseRequest.objects.get()
     page = f"/portal/acme/raises/{request.pk}/"
 
@@ -324,13 +388,13 @@ def test_the_way_through_the_pages_from_asking_to_more(acme: Tenant, mia: User) 
     assert page in owners.get("/portal/acme/raises/").content.decode()
     granting = {"act": "grant", "to": "450", "until": local(2), "answer": "Take it."}
     assert owners.post(page, granting).status_code == 302
-    assert limit_now(budget) == 450
+    assert limit_now(row) == 450
     told = text_of(browser.get(page).content.decode())
     assert "State granted, owner" in told
     assert "Take it." in told
     # Pressed again: nothing is granted twice.
     assert owners.post(page, granting).status_code == 302
-    assert BudgetRaise.objects.count() == 1
+    assert LimitRaise.objects.count() == 1
 
 
 def test_money_is_asked_for_in_dollars(acme: Tenant, mia: User) -> None:
@@ -414,11 +478,20 @@ def test_nobody_asks_for_more_of_what_they_do_not_see(acme: Tenant, mia: User) -
         limit=9,
         actor="t",
     )
-    browser = a_browser(mia)
+    her_rate = services.set_rate_limit(
+        scope="member", member=others, measure="requests_per_minute", limit=9, actor="test"
+    )
+    their_rate = services.set_rate_limit(
+        scope="tenant", tenant=globex, measure="requests_per_minute", limit=9, actor="test"
+    )
+    browser, owners = a_browser(mia), a_browser(person("owner", acme))
 
-    assert browser.get(f"/portal/acme/raises/new/{hers.pk}/").status_code == 404
-    assert browser.get(f"/portal/acme/raises/new/{theirs.pk}/").status_code == 404
-    assert a_browser(person("owner", acme)).get(f"/portal/acme/raises/new/{theirs.pk}/").status_code == 404
+    for row in (hers, her_rate, theirs, their_rate):
+        there = f"/portal/acme/raises/new/{row.pk}/"
+        filled_in = {"to": "50", "until": local(1), "reason": "x"}
+        assert [browser.get(there).status_code, browser.post(there, filled_in).status_code] == [404, 404]
+        assert owners.get(there).status_code == (404 if row in (theirs, their_rate) else 200)
+    assert not RaiseRequest.objects.exists()
 
 
 def test_a_request_of_somebody_else_looks_like_none(acme: Tenant, mia: User) -> None:

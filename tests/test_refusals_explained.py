@@ -67,7 +67,7 @@ def test_each_limit_is_told_as_it_stood_when_the_call_came(house: House) -> None
     assert [one.scope for one in refused.limits] == ["platform", "tenant", "key"]
     first, rate, own = refused.limits
     assert (first.used, first.held, first.left, first.refused) == (1, 0, 49, False)
-    assert first.budget == platform
+    assert first.row == platform
     assert (rate.kind, rate.used, rate.needed, rate.refused) == ("rate", 1, 1, False)
     assert own.used == booked.input_tokens + booked.output_tokens
     assert own.left == own.limit - own.used
@@ -91,7 +91,7 @@ def test_what_comes_later_does_not_change_what_was_told(house: House) -> None:
     services.remove_budget(budget=budget, actor="test")
 
     (limit,) = explained(refused).limits
-    assert (limit.limit, limit.needed, limit.refused, limit.budget) == (0, 1, True, None)
+    assert (limit.limit, limit.needed, limit.refused, limit.row) == (0, 1, True, None)
 
 
 def test_a_shadow_limit_is_told_as_one_that_would_have_refused(house: House) -> None:

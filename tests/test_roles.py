@@ -14,7 +14,7 @@ from django.contrib.auth.models import AnonymousUser, Permission
 from django.http import HttpResponseBase
 
 from audit.models import AuditEvent
-from budgets.services import set_budget
+from budgets.services import set_budget, set_rate_limit
 from keys.services import issue_key
 from tenants.models import Member, Tenant, User
 from tenants.services import add_member, create_tenant
@@ -79,6 +79,7 @@ TRIALS = {
         {"kind": "email", "address": "ops@acme.example", "happenings": "threshold"},
     ),
     "ask for more of a budget": Trial("GET", "/portal/acme/raises/new/{budget}/"),
+    "ask for more of a rate limit": Trial("GET", "/portal/acme/raises/new/{rate}/"),
     "see requests for more": Trial("GET", "/portal/acme/raises/"),
     "invite somebody": Trial("POST", "/portal/acme/team/", {"email": "new@acme.example", "role": "member"}),
     "invite an owner": Trial("POST", "/portal/acme/team/", {"email": "new@acme.example", "role": "owner"}),
@@ -192,7 +193,10 @@ def test_each_role_can_do_what_the_table_says_and_no_more(
     limits: dict[str, Any] = {"unit": "tokens", "period": "day", "limit": 9, "actor": "test"}
     set_budget(scope="key", key=key, **limits)
     budget = set_budget(scope="tenant", tenant=acme, **limits)
-    address = trial.address.format(tenant=acme.pk, key=key.pk, member=other.pk, budget=budget.pk)
+    rate = set_rate_limit(scope="tenant", tenant=acme, measure="requests_per_minute", limit=9, actor="test")
+    address = trial.address.format(
+        tenant=acme.pk, key=key.pk, member=other.pk, budget=budget.pk, rate=rate.pk
+    )
     before = AuditEvent.objects.count()
     sent: dict[str, Any] = {}
     if trial.changes and address.startswith(MANAGE):

@@ -20,8 +20,8 @@ from audit import months, walled_role
 from audit.models import AuditEvent, AuditLink
 from audit.walled_role import ROLE
 from audit.walls import Walled, across, closed, within
-from budgets.models import Budget, LedgerEntry, UsageRollup
-from budgets.services import set_budget
+from budgets.models import Budget, LedgerEntry, LimitRaise, RateLimit, UsageRollup
+from budgets.services import raise_limit, set_budget, set_rate_limit
 from budgets.usage import Selection, breakdown
 from config.walls import shared_tables, walled_models
 from keys.models import ApiKey, KeySecret
@@ -410,6 +410,34 @@ def test_a_walled_session_cannot_become_the_owner_by_a_forgotten_parameter(acme:
         with pytest.raises(psycopg.DataError):
             session.execute("SELECT count(*) FROM tenants_team")
     connection.close()
+
+
+def test_a_raise_is_behind_the_wall_of_its_limit_whichever_kind_it_is(acme: Tenant, globex: Tenant) -> None:
+    for tenant in (acme, globex, None):
+        scope = "platform" if tenant is None else "tenant"
+        for row in (
+            set_budget(scope=scope, tenant=tenant, unit="requests", period="day", limit=9, actor="test"),
+            set_rate_limit(scope=scope, tenant=tenant, measure="concurrent_requests", limit=9, actor="test"),
+        ):
+            raise_limit(
+                row=row, by=1, ends_at=datetime(2999, 1, 1, tzinfo=UTC), reason=row.whose, actor="test"
+            )
+    readable = ["platform", "platform", "tenant acme", "tenant acme"]
+
+    with within(acme.pk):
+        assert sorted(asked("SELECT reason FROM budgets_limitraise")) == readable
+        assert sorted(LimitRaise.objects.values_list("reason", flat=True)) == readable
+        # What the platform has raised can be read by all, and be taken back by none of them.
+        changed = "UPDATE budgets_limitraise SET taken_back_at = now() RETURNING reason"
+        assert sorted(asked(changed)) == ["tenant acme", "tenant acme"]
+        theirs = (
+            "INSERT INTO budgets_limitraise (id, rate_limit_id, by, starts_at, ends_at, reason, granted_by, "
+            "granted_at) SELECT gen_random_uuid(), %s, 1, now(), '2999-01-01', 'x', 'x', now()"
+        )
+        with across():
+            foreign = RateLimit.objects.get(tenant=globex).pk
+        with pytest.raises(ProgrammingError, match="row-level security"), transaction.atomic():
+            asked(theirs, foreign)
 
 
 def test_every_walled_model_says_how_its_tenant_is_found() -> None:

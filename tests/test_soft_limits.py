@@ -22,8 +22,8 @@ def test_a_raise_is_in_the_headers_and_gone_from_them_after_its_end(house: House
     assert house.ada.chat().status_code == 200
     assert house.ada.chat().status_code == 429
 
-    granted = services.raise_budget(
-        budget=budget, to=3, ends_at=now() + timedelta(hours=1), reason="a deadline", actor="test"
+    granted = services.raise_limit(
+        row=budget, to=3, ends_at=now() + timedelta(hours=1), reason="a deadline", actor="test"
     )
 
     eventually(lambda: house.ada.http.get("/v1/models").headers["x-ratelimit-limit-requests"] == "3")

@@ -16,19 +16,14 @@ from unfold.widgets import UnfoldAdminTextInputWidget
 
 from audit.admin import ask_reason
 from budgets import limits, services
-from budgets.models import (
-    Budget,
-    BudgetRaise,
-    OutageCredit,
-    RateLimit,
-)
+from budgets.models import WITH_ITS_LIMIT, Budget, LimitRaise, OutageCredit, RateLimit
 from budgets.periods import in_words, kind_and_seconds
 from budgets.schedules import schedules_of
 
 WHOSE = ("scope", "tenant", "team", "member", "key", "model", "upstream")
 BUDGET_FIELDS = (*WHOSE, "unit", "length", "limit", "shadow", "thresholds")
 RATE_LIMIT_FIELDS = (*WHOSE, "measure", "limit", "shadow")
-RAISE_FIELDS = ("budget", "to", "by", "starts_at", "ends_at", "reason")
+RAISE_FIELDS = ("to", "by", "starts_at", "ends_at", "reason")
 
 
 class BudgetForm(forms.ModelForm):
@@ -91,6 +86,13 @@ class ScopedAdmin(ModelAdmin):
     def limit_told(self, obj: Budget | RateLimit) -> str:
         return told(obj.limit)
 
+    @admin.display(description="limit now, raises included")
+    def limit_now(self, obj: Budget | RateLimit) -> str:
+        return told(limits.limit_now(obj))
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).prefetch_related("raises")
+
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
         if obj is None:
             return []
@@ -109,13 +111,6 @@ class BudgetAdmin(ScopedAdmin):
     fields = BUDGET_FIELDS
     changeable = ("limit", "length", "thresholds")
     list_display = ["whose", "unit", "length", "limit_told", "limit_now", "shadow", "thresholds"]
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Budget]:
-        return super().get_queryset(request).prefetch_related("raises")
-
-    @admin.display(description="limit now, raises included")
-    def limit_now(self, obj: Budget) -> str:
-        return told(limits.limit_now(obj))
 
     def get_fields(self, request: HttpRequest, obj: Budget | None = None) -> Any:
         return BUDGET_FIELDS if obj is None else (*BUDGET_FIELDS, "present_period")
@@ -159,7 +154,7 @@ class RateLimitAdmin(ScopedAdmin):
     """How fast calls may come."""
 
     fields = RATE_LIMIT_FIELDS
-    list_display = ["whose", "measure", "limit_told", "shadow"]
+    list_display = ["whose", "measure", "limit_told", "limit_now", "shadow"]
 
     def save_model(self, request: HttpRequest, obj: RateLimit, form: Any, change: bool) -> None:
         values = {name: getattr(obj, name) for name in RATE_LIMIT_FIELDS}
@@ -178,28 +173,30 @@ class HoldingFilter(admin.SimpleListFilter):
     def lookups(self, request: HttpRequest, model_admin: admin.ModelAdmin) -> list[tuple[str, str]]:
         return [("holds", "Holds, or will"), ("over", "Over")]
 
-    def queryset(self, request: HttpRequest, queryset: QuerySet[BudgetRaise]) -> QuerySet[BudgetRaise]:
+    def queryset(self, request: HttpRequest, queryset: QuerySet[LimitRaise]) -> QuerySet[LimitRaise]:
         holds = Q(taken_back_at=None, ends_at__gt=now())
         return {"holds": queryset.filter(holds), "over": queryset.exclude(holds)}.get(
             self.value() or "", queryset
         )
 
 
-@admin.register(BudgetRaise)
-class BudgetRaiseAdmin(ModelAdmin):
-    """More of a budget until a moment. A raise is not changed: it is taken back, and another one granted."""
+@admin.register(LimitRaise)
+class LimitRaiseAdmin(ModelAdmin):
+    """More of a limit until a moment. A raise is not changed: it is taken back, and another one granted."""
 
-    fields = (*RAISE_FIELDS, "granted_by", "granted_at", "taken_back_at")
+    fields = ("budget", "rate_limit", *RAISE_FIELDS, "granted_by", "granted_at", "taken_back_at")
     readonly_fields = ("granted_by", "granted_at", "taken_back_at")
-    list_display = ["budget", "to", "by", "starts_at", "ends_at", "reason", "granted_by", "taken_back_at"]
-    list_select_related = [
-        "budget__tenant", "budget__team", "budget__member__user", "budget__member__tenant", "budget__key",
-    ]  # fmt: skip
+    list_display = ["row", "to", "by", "starts_at", "ends_at", "reason", "granted_by", "taken_back_at"]
+    list_select_related = list(WITH_ITS_LIMIT)
     list_filter = [HoldingFilter]
-    search_fields = ["budget__tenant__slug", "reason", "granted_by"]
-    autocomplete_fields = ["budget"]
+    search_fields = ["budget__tenant__slug", "rate_limit__tenant__slug", "reason", "granted_by"]
+    autocomplete_fields = ["budget", "rate_limit"]
     show_full_result_count = False
     actions = ["take_back"]
+
+    @admin.display(description="limit")
+    def row(self, obj: LimitRaise) -> str:
+        return str(obj.row)
 
     def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return obj is None and super().has_change_permission(request, obj)
@@ -207,12 +204,12 @@ class BudgetRaiseAdmin(ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
 
-    def save_model(self, request: HttpRequest, obj: BudgetRaise, form: Any, change: bool) -> None:
+    def save_model(self, request: HttpRequest, obj: LimitRaise, form: Any, change: bool) -> None:
         values = {name: getattr(obj, name) for name in RAISE_FIELDS}
-        obj.pk = services.raise_budget(actor=str(request.user), **values).pk
+        obj.pk = services.raise_limit(row=obj.row, actor=str(request.user), **values).pk
 
     @admin.action(description="Take selected raises back", permissions=["change"])
-    def take_back(self, request: HttpRequest, raises: QuerySet[BudgetRaise]) -> HttpResponse | None:
+    def take_back(self, request: HttpRequest, raises: QuerySet[LimitRaise]) -> HttpResponse | None:
         reason = request.POST.get("reason", "").strip()
         if not reason:
             return ask_reason(self, request, raises, action="take_back", title="Take raises back")

@@ -13,7 +13,7 @@ from rest_framework.response import Response
 
 from budgets import services
 from budgets.api.money import as_usd
-from budgets.models import LARGEST, Budget, BudgetRaise, Measure, RateLimit, Scope, Unit
+from budgets.models import LARGEST, Budget, LimitRaise, Measure, RateLimit, Scope, Unit
 from budgets.standing import standings
 from keys.models import ApiKey
 from tenants.api.fields import MomentField, OwnField, ReasonSerializer, TenantField, WithForce
@@ -90,15 +90,16 @@ class StandingSerializer(serializers.Serializer):
 
 
 class RaiseSerializer(serializers.ModelSerializer):
-    """More of a budget until a moment: ``to`` so much, or ``by`` so much."""
+    """More of a budget or a rate limit until a moment: ``to`` so much, or ``by`` so much."""
 
-    budget_id = serializers.UUIDField()
+    budget_id = serializers.UUIDField(allow_null=True, help_text="Null: it is one of a rate limit.")
+    rate_limit_id = serializers.UUIDField(allow_null=True, help_text="Null: it is one of a budget.")
 
     class Meta:
-        model = BudgetRaise
+        model = LimitRaise
         fields = [
-            "id", "budget_id", "to", "by", "starts_at", "ends_at", "reason", "granted_by", "granted_at",
-            "taken_back_at",
+            "id", "budget_id", "rate_limit_id", "to", "by", "starts_at", "ends_at", "reason", "granted_by",
+            "granted_at", "taken_back_at",
         ]  # fmt: skip
 
 
@@ -112,7 +113,34 @@ class NewRaiseSerializer(serializers.Serializer):
     reason = serializers.CharField()
 
 
-class BudgetViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Managed):
+RAISING = {"raise_limit": "budgets.add_limitraise", "take_back": "budgets.change_limitraise"}
+
+
+class Raised(Managed):
+    """Rows with a limit that can be raised until a moment."""
+
+    @extend_schema(request=NewRaiseSerializer, responses={201: RaiseSerializer})
+    @action(detail=True, methods=["post"], url_path="raises")
+    def raise_limit(self, request: Request, pk: Any) -> Response:
+        """Lift the limit until a moment."""
+        row, said = self.get_object(), self.read(NewRaiseSerializer)
+        raised = services.raise_limit(row=row, actor=self.actor, **said)
+        return Response(RaiseSerializer(raised).data, status=201)
+
+    @extend_schema(request=ReasonSerializer, responses=RaiseSerializer)
+    @action(detail=True, methods=["post"], url_path="raises/<uuid:raise_id>/take-back")
+    def take_back(self, request: Request, pk: Any, raise_id: Any) -> Response:
+        """End a raise now."""
+        row, said = self.get_object(), self.read(ReasonSerializer)
+        raised = row.raises.filter(pk=raise_id).first()
+        if raised is None:
+            raise NotFound
+        services.take_back_raise(raised=raised, actor=self.actor, reason=said["reason"])
+        raised.refresh_from_db()
+        return Response(RaiseSerializer(raised).data)
+
+
+class BudgetViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Raised):
     """Budgets. POST sets one: a budget of the same scope, unit and period gets the new limit."""
 
     queryset = Budget.objects.select_related("tenant")
@@ -124,8 +152,7 @@ class BudgetViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Managed):
         "standing": "budgets.view_budget",
         "create": ("budgets.add_budget", "budgets.change_budget"),
         "destroy": "budgets.delete_budget",
-        "raise_limit": "budgets.add_budgetraise",
-        "take_back": "budgets.change_budgetraise",
+        **RAISING,
     }
     filters = {
         "tenant": "tenant__slug",
@@ -152,26 +179,6 @@ class BudgetViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Managed):
         [found] = standings([self.get_object()])
         return Response(StandingSerializer(found).data)
 
-    @extend_schema(request=NewRaiseSerializer, responses={201: RaiseSerializer})
-    @action(detail=True, methods=["post"], url_path="raises")
-    def raise_limit(self, request: Request, pk: Any) -> Response:
-        """Lift the limit until a moment."""
-        budget, said = self.get_object(), self.read(NewRaiseSerializer)
-        raised = services.raise_budget(budget=budget, actor=self.actor, **said)
-        return Response(RaiseSerializer(raised).data, status=201)
-
-    @extend_schema(request=ReasonSerializer, responses=RaiseSerializer)
-    @action(detail=True, methods=["post"], url_path="raises/<uuid:raise_id>/take-back")
-    def take_back(self, request: Request, pk: Any, raise_id: Any) -> Response:
-        """End a raise now."""
-        budget, said = self.get_object(), self.read(ReasonSerializer)
-        raised = BudgetRaise.objects.filter(budget=budget, pk=raise_id).first()
-        if raised is None:
-            raise NotFound
-        services.take_back_raise(raised=raised, actor=self.actor, reason=said["reason"])
-        raised.refresh_from_db()
-        return Response(RaiseSerializer(raised).data)
-
 
 class RateLimitSerializer(WhoseSerializer):
     class Meta:
@@ -183,7 +190,7 @@ class NewRateLimitSerializer(NewLimitSerializer):
     measure = serializers.ChoiceField(Measure.choices)
 
 
-class RateLimitViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Managed):
+class RateLimitViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Raised):
     """Rate limits. POST sets one: a rate limit of the same scope and measure gets the new number."""
 
     queryset = RateLimit.objects.select_related("tenant")
@@ -194,6 +201,7 @@ class RateLimitViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Managed
         "retrieve": "budgets.view_ratelimit",
         "create": ("budgets.add_ratelimit", "budgets.change_ratelimit"),
         "destroy": "budgets.delete_ratelimit",
+        **RAISING,
     }
     filters = {"tenant": "tenant__slug", "scope": "scope", "measure": "measure", "key": "key"}
 

@@ -19,8 +19,8 @@
 -- Those of a group: how many calls it has; generations of the tenant and the platform in the
 -- caller's snapshot; then seven for each counter:
 --             kind (0 budget, 1 rate, 2 leases); limit; whether it may refuse (1 or 0); which of
---             the charges of a call is its, from 1 on; from when to when, ms, a budget has this
---             counter and this limit; s since 1970 at which the counter may go, negative if each
+--             the charges of a call is its, from 1 on; from when to when, ms, this is the counter
+--             and this the limit; s since 1970 at which the counter may go, negative if each
 --             call puts that off
 -- Those of a call:
 --             the time that the caller takes it to be here, ms, and by how much it may be wrong;
@@ -156,7 +156,7 @@ do
       group.counters[i], group.charges[i] = counter, told[at + 4]
       -- One that may not refuse has always room.
       group.limits[i] = told[at + 2] >= 0 and told[at + 3] == 1 and told[at + 2] or math.huge
-      if counter.kind == BUDGET and (now < told[at + 5] or (told[at + 6] >= 0 and now >= told[at + 6])) then
+      if now < told[at + 5] or (told[at + 6] >= 0 and now >= told[at + 6]) then
         group.moved = true
       end
       key = key + 1

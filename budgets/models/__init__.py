@@ -14,12 +14,14 @@ from budgets.models.costs import PriceProposal, UpstreamCost
 from budgets.models.estimates import Estimate, EstimateSample, Side
 from budgets.models.exports import Export
 from budgets.models.limits import (
+    WITH_ITS_LIMIT,
     Budget,
     BudgetChange,
-    BudgetRaise,
+    LimitRaise,
     OutageCredit,
     RateLimit,
     default_thresholds,
+    kind_of_limit,
 )
 from budgets.models.months import REOPENING_EXPIRES, ArchivedMonth, ClosedMonth, Statement
 from budgets.models.notices import (
@@ -62,12 +64,12 @@ __all__ = [
     "LARGEST_PRICE",
     "REOPENING_EXPIRES",
     "SCOPE_COLUMNS",
+    "WITH_ITS_LIMIT",
     "WRITE_IT_SO",
     "ArchivedMonth",
     "Budget",
     "BudgetChange",
     "BudgetPeriod",
-    "BudgetRaise",
     "ClosedMonth",
     "CounterEpoch",
     "Delivery",
@@ -80,6 +82,7 @@ __all__ = [
     "KillSwitches",
     "LateUsage",
     "LedgerEntry",
+    "LimitRaise",
     "Measure",
     "Notice",
     "OutageCredit",
@@ -106,6 +109,7 @@ __all__ = [
     "every_happening",
     "happenings_told_of",
     "in_seven_days",
+    "kind_of_limit",
     "new_salt",
     "trouble_with_url",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.contrib.postgres.fields import ArrayField
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
@@ -31,7 +32,7 @@ class Budget(ScopedRow):
     """How much may be used in each period. A setting; what was used is a counter in Redis.
 
     A shadow budget is counted and reported and never refuses. ``limit`` is what
-    holds while no raise does (``BudgetRaise``).
+    holds while no raise does (``LimitRaise``).
     """
 
     unit = models.CharField(
@@ -128,71 +129,11 @@ class BudgetChange(models.Model):
         return f"{self.budget_id} at {self.at:%Y-%m-%d %H:%M}"
 
 
-class BudgetRaise(models.Model):
-    """More of a budget, until a moment: for deadlines, tests and other things that end.
-
-    Either lifts the limit to ``to``, or adds ``by`` to it. While several raises
-    of a budget hold, those that add are summed up and the larger of that and
-    the highest ``to`` counts; none makes a limit smaller.
-    """
-
-    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
-    budget = models.ForeignKey(
-        Budget,
-        on_delete=models.CASCADE,
-        related_name="raises",
-        help_text="The budget that has more for a while, such as tokens of tenant acme in a day.",
-    )
-    to = models.BigIntegerField(
-        null=True, blank=True, help_text="The limit while it holds, in the budget's unit: 2000000."
-    )
-    by = models.BigIntegerField(
-        null=True,
-        blank=True,
-        help_text="What is added to the limit while it holds, in the budget's unit: 500000.",
-    )
-    starts_at = models.DateTimeField(default=now, help_text="In UTC: 2026-12-01 00:00.")
-    ends_at = models.DateTimeField(
-        help_text="In UTC: 2026-12-24 00:00. From then on the limit is what it was."
-    )
-    reason = models.TextField(help_text="For the audit: end of the quarter, asked for by finance.")
-    granted_by = models.TextField(editable=False)
-    granted_at = models.DateTimeField(default=now, editable=False)
-    # Kept beside the end that was meant: people ask for it.
-    taken_back_at = models.DateTimeField(null=True, editable=False)
-
-    objects = Walled("budget", via="budgets.Budget", shared=True)
-
-    class Meta:
-        ordering = ["-ends_at"]
-        constraints = [
-            models.CheckConstraint(
-                condition=Q(to__range=(0, LARGEST), to__isnull=False, by=None)
-                | Q(to=None, by__range=(1, LARGEST), by__isnull=False),
-                name="budgets_budgetraise_to_or_by",
-                violation_error_message="A raise says to how much or by how much, one of the two.",
-            ),
-            models.CheckConstraint(
-                condition=Q(ends_at__gt=F("starts_at")),
-                name="budgets_budgetraise_ends_after_it_starts",
-                violation_error_message="A raise ends after it starts.",
-            ),
-            models.CheckConstraint(
-                condition=~Q(reason=""),
-                name="budgets_budgetraise_says_why",
-                violation_error_message="A raise needs a reason.",
-            ),
-        ]
-
-    def __str__(self) -> str:
-        amount = f"to {self.to}" if self.by is None else f"by {self.by}"
-        return f"{amount} until {self.ends_at:%Y-%m-%d %H:%M} UTC"
-
-
 class RateLimit(ScopedRow):
     """How fast calls may come: in any minute, or at one time.
 
-    A shadow one is counted and reported and never refuses.
+    A shadow one is counted and reported and never refuses. ``limit`` is what
+    holds while no raise does (``LimitRaise``).
     """
 
     measure = models.CharField(
@@ -231,6 +172,130 @@ class RateLimit(ScopedRow):
 
     def __str__(self) -> str:
         return f"{self.measure} of {self.whose}"
+
+    @property
+    def unit(self) -> str:
+        """What it counts, one of ``Unit``."""
+        tokens = self.measure == Measure.TOKENS_PER_MINUTE
+        return (Unit.TOKENS if tokens else Unit.REQUESTS).value
+
+    @property
+    def length(self) -> str:
+        """``minute``, or ``now`` where it counts what runs at one time."""
+        return "now" if self.measure == Measure.CONCURRENT_REQUESTS else "minute"
+
+
+def is_of_one_limit() -> Q:
+    """The condition that a row is of a budget or of a rate limit."""
+    return Q(budget__isnull=False, rate_limit=None) | Q(budget=None, rate_limit__isnull=False)
+
+
+def kind_of_limit(row: ScopedRow) -> str:
+    """``budget`` or ``rate_limit``: the column that names the row, and where its audit events begin."""
+    return "budget" if isinstance(row, Budget) else "rate_limit"
+
+
+# What ``select_related`` takes of rows of one limit, so that whose it is can be told.
+WITH_ITS_LIMIT = tuple(
+    f"{limit}__{part}"
+    for limit in ("budget", "rate_limit")
+    for part in ("tenant", "team", "member__user", "member__tenant", "key")
+)
+ONE_LIMIT = "Name a budget or a rate limit, one of the two."
+
+
+def the_one(budget: Budget | None, rate_limit: RateLimit | None) -> Budget | RateLimit:
+    """Which of both a row names; raises ``ValidationError`` for one that names none yet."""
+    row = budget or rate_limit
+    if row is None:
+        raise ValidationError(ONE_LIMIT)
+    return row
+
+
+class LimitRaise(models.Model):
+    """More of a budget or a rate limit, until a moment: for deadlines, tests and other things that end.
+
+    Either lifts the limit to ``to``, or adds ``by`` to it. While several raises
+    of a limit hold, those that add are summed up and the larger of that and
+    the highest ``to`` counts; none makes a limit smaller.
+    """
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    budget = models.ForeignKey(
+        Budget,
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="raises",
+        help_text="The budget that has more for a while, such as tokens of tenant acme in a day.",
+    )
+    rate_limit = models.ForeignKey(
+        RateLimit,
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="raises",
+        help_text="Or the rate limit, such as requests of tenant acme in a minute, or at one time.",
+    )
+    to = models.BigIntegerField(
+        null=True, blank=True, help_text="The limit while it holds, in what is counted: 2000000."
+    )
+    by = models.BigIntegerField(
+        null=True,
+        blank=True,
+        help_text="What is added to the limit while it holds, in what is counted: 500000.",
+    )
+    starts_at = models.DateTimeField(default=now, help_text="In UTC: 2026-12-01 00:00.")
+    ends_at = models.DateTimeField(
+        help_text="In UTC: 2026-12-24 00:00. From then on the limit is what it was."
+    )
+    reason = models.TextField(help_text="For the audit: end of the quarter, asked for by finance.")
+    granted_by = models.TextField(editable=False)
+    granted_at = models.DateTimeField(default=now, editable=False)
+    # Kept beside the end that was meant: people ask for it.
+    taken_back_at = models.DateTimeField(null=True, editable=False)
+
+    objects = Walled(
+        "budget",
+        via="budgets.Budget",
+        otherwise=Walled("rate_limit", via="budgets.RateLimit", shared=True),
+        shared=True,
+    )
+
+    class Meta:
+        ordering = ["-ends_at"]
+        constraints = [
+            models.CheckConstraint(
+                condition=is_of_one_limit(),
+                name="budgets_limitraise_of_one_limit",
+                violation_error_message=ONE_LIMIT,
+            ),
+            models.CheckConstraint(
+                condition=Q(to__range=(0, LARGEST), to__isnull=False, by=None)
+                | Q(to=None, by__range=(1, LARGEST), by__isnull=False),
+                name="budgets_limitraise_to_or_by",
+                violation_error_message="A raise says to how much or by how much, one of the two.",
+            ),
+            models.CheckConstraint(
+                condition=Q(ends_at__gt=F("starts_at")),
+                name="budgets_limitraise_ends_after_it_starts",
+                violation_error_message="A raise ends after it starts.",
+            ),
+            models.CheckConstraint(
+                condition=~Q(reason=""),
+                name="budgets_limitraise_says_why",
+                violation_error_message="A raise needs a reason.",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        amount = f"to {self.to}" if self.by is None else f"by {self.by}"
+        return f"{amount} until {self.ends_at:%Y-%m-%d %H:%M} UTC"
+
+    @property
+    def row(self) -> Budget | RateLimit:
+        """The limit that has more for a while."""
+        return the_one(self.budget, self.rate_limit)
 
 
 class OutageCredit(models.Model):

@@ -1,4 +1,4 @@
-"""Asking for more of a budget, and what became of it."""
+"""Asking for more of a limit, and what became of it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,23 @@ from django.utils.timezone import now
 from django.utils.translation import gettext_lazy as _
 
 from audit.walls import Walled
-from budgets.models.limits import Budget, BudgetRaise
+from budgets.models.limits import (
+    ONE_LIMIT,
+    Budget,
+    LimitRaise,
+    RateLimit,
+    is_of_one_limit,
+    the_one,
+)
 from budgets.models.scopes import LARGEST
 from tenants.ids import new_id
 from tenants.models import Tenant, User
 
 
 class RaiseRequest(models.Model):
-    """Somebody asks that a budget that limits them is raised to ``to`` until ``until``.
+    """Somebody asks that a budget or rate limit on them is raised to ``to`` until ``until``.
 
-    ``tenant`` is where they ask, also of a budget of the whole platform. Of one
+    ``tenant`` is where they ask, also of a limit of the whole platform. Of one
     that was granted, ``raised`` has what was granted, which may be less.
     ``request_id`` is the refused call that led to it, if one did.
     """
@@ -31,7 +38,12 @@ class RaiseRequest(models.Model):
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, related_name="+")
-    budget = models.ForeignKey(Budget, on_delete=models.CASCADE, related_name="raise_requests")
+    budget = models.ForeignKey(
+        Budget, on_delete=models.CASCADE, null=True, blank=True, related_name="raise_requests"
+    )
+    rate_limit = models.ForeignKey(
+        RateLimit, on_delete=models.CASCADE, null=True, blank=True, related_name="raise_requests"
+    )
     asked_by = models.ForeignKey(User, on_delete=models.PROTECT, related_name="+")
     to = models.BigIntegerField(help_text="The limit that is asked for.")
     until = models.DateTimeField(help_text="Until when it should hold.")
@@ -43,7 +55,7 @@ class RaiseRequest(models.Model):
     decided_by = models.TextField(blank=True, editable=False)
     answer = models.TextField(blank=True, editable=False, help_text="What the person was told.")
     raised = models.OneToOneField(
-        BudgetRaise, on_delete=models.SET_NULL, null=True, editable=False, related_name="asked_for"
+        LimitRaise, on_delete=models.SET_NULL, null=True, editable=False, related_name="asked_for"
     )
 
     objects = Walled()
@@ -51,9 +63,15 @@ class RaiseRequest(models.Model):
     class Meta:
         ordering = ["-asked_at"]
         constraints = [
+            models.CheckConstraint(
+                condition=is_of_one_limit(),
+                name="budgets_raiserequest_of_one_limit",
+                violation_error_message=ONE_LIMIT,
+            ),
             models.UniqueConstraint(
-                fields=["budget", "asked_by"],
+                fields=["budget", "rate_limit", "asked_by"],
                 condition=Q(state="open"),
+                nulls_distinct=False,
                 name="budgets_raiserequest_one_open_per_person_and_limit",
                 violation_error_message=_("You have asked for more of this limit already."),
             ),
@@ -86,4 +104,9 @@ class RaiseRequest(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.budget} to {self.to} until {self.until:%Y-%m-%d %H:%M} UTC"
+        return f"{self.row} to {self.to} until {self.until:%Y-%m-%d %H:%M} UTC"
+
+    @property
+    def row(self) -> Budget | RateLimit:
+        """The limit of which more is asked for."""
+        return the_one(self.budget, self.rate_limit)
