@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from django.core.paginator import Page, Paginator
 from django.db.models import Case, Q, Value, When
 from django.utils.timezone import now
 
@@ -31,8 +32,8 @@ from tenants.redis import RedisError
 # What the counters call a minute; one second more than it, as the oldest second counts whole.
 WINDOW_SECONDS = 61
 ORDER = list(Scope)
-# Of a tenant's limits on others so many are listed; more is for the admin's lists.
-MOST_LISTED = 200
+# Of a tenant's limits on others so many are looked at together.
+USUAL = 200
 
 WHOSE = ("team", "member__user", "key__member__user")
 
@@ -87,7 +88,7 @@ class Seen:
 class Seeing:
     """The limits on a person, and those on others that they see; of the first, the budget that ends first.
 
-    ``blind``: Redis could not be asked. ``left_out`` limits on others are not listed.
+    ``blind``: Redis could not be asked. ``others`` are those of ``page``, of several where there are many.
     ``standings`` are those of the budgets on the person, also of those that only count;
     None while nobody knows them.
     """
@@ -96,7 +97,7 @@ class Seeing:
     others: list[Seen]
     tightest: Seen | None
     blind: bool
-    left_out: int
+    page: Page[Budget | RateLimit]
     standings: list[Standing] | None = None
 
 
@@ -135,11 +136,18 @@ def limit_seen_by(access: Access, limit_id: UUID) -> Budget | RateLimit | None:
     return None
 
 
-def look_at_limits(access: Access, *, rates: bool = True) -> Seeing:
-    """How the limits stand that a person sees; without ``rates`` only the budgets among them."""
+def look_at_limits(
+    access: Access, *, rates: bool = True, page: str | int | None = 1, size: int = USUAL
+) -> Seeing:
+    """How the limits stand that a person sees; without ``rates`` only the budgets among them.
+
+    Of those on others ``page`` has ``size``. For one that is not there it is the
+    first or the last.
+    """
     counted, others = _rows(access, (Budget, RateLimit) if rates else (Budget,))
     own = [row for row in counted if row.limit is not None]
-    listed, left_out = others[:MOST_LISTED], max(0, len(others) - MOST_LISTED)
+    of_others = Paginator(others, size).get_page(page)
+    listed = list(of_others)
     standing: list[Standing] | None = None
     try:
         budgets = [row for row in (*counted, *listed) if isinstance(row, Budget)]
@@ -155,7 +163,7 @@ def look_at_limits(access: Access, *, rates: bool = True) -> Seeing:
             for row in (*own, *listed)
         ]
     seen, rest = figures[: len(own)], figures[len(own) :]
-    return Seeing(seen, rest, tightest(seen), standing is None, left_out, standing)
+    return Seeing(seen, rest, tightest(seen), standing is None, of_others, standing)
 
 
 def tightest(limits: Iterable[Seen]) -> Seen | None:
@@ -193,7 +201,7 @@ def _rows(
             row.tenant = access.tenant
         if row.member is not None:
             row.member.tenant = access.tenant
-    rows.sort(key=lambda row: (ORDER.index(Scope(row.scope)), isinstance(row, RateLimit)))
+    rows.sort(key=lambda row: (ORDER.index(Scope(row.scope)), isinstance(row, RateLimit), row.pk))
     return (
         [row for row in rows if row.on_them],
         [row for row in rows if not row.on_them and row.limit is not None],

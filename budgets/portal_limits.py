@@ -28,6 +28,8 @@ from budgets.raise_requests import open_requests
 from tenants.access import Access, Reach
 from tenants.portal import tenant_page
 
+# More than anybody reads at once, and drawn within the time that a page may take.
+ON_A_PAGE = 100
 MOST_RECIPIENTS = 50
 # A test goes to any address that somebody typed in.
 TESTS_IN_AN_HOUR = 10
@@ -144,7 +146,7 @@ def _limits_page(
 ) -> HttpResponse:
     if access.usage == Reach.NOTHING:
         raise PermissionDenied
-    seeing = look_at_limits(access)
+    seeing = look_at_limits(access, page=request.GET.get("page"), size=ON_A_PAGE)
     whole = access.usage == Reach.WHOLE_TENANT
     recipients = list(_recipients(access)) if whole else []
     context = {

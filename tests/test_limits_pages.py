@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,10 +11,10 @@ from django.test import Client
 from audit.models import AuditEvent
 from budgets import alerts, deliveries, services, webhooks
 from budgets.limits_seen import look_at_limits
-from budgets.models import Delivery, Recipient
+from budgets.models import Budget, Delivery, Recipient
 from keys.services import issue_key
 from tenants.access import Access, access_to
-from tenants.models import Member, Tenant, User
+from tenants.models import Member, Team, Tenant, User
 from tests.conftest import House
 from tests.counting import without_redis
 from tests.people import EVERYBODY, OPERATORS, ROLES, UNKNOWN, Outline, a_browser, a_person
@@ -93,6 +94,28 @@ def test_an_owner_sees_those_of_the_others_too_and_none_of_another_tenant(house:
     assert [one.limit for one in seeing.others] == [5_000, 4_000]
     assert "123,456" not in page_of(a_browser(owner))
     assert "9,000" not in a_browser(stranger).get("/portal/globex/limits/").content.decode()
+
+
+def test_limits_on_more_others_than_fit_have_pages_on_which_each_is_once(house: House) -> None:
+    owner = a_person("owner", house.acme)
+    teams = Team.objects.bulk_create(Team(tenant=house.acme, name=f"team {n:03}") for n in range(101))
+    Budget.objects.bulk_create(
+        Budget(scope="team", tenant=house.acme, team=team, unit="tokens", period="day", limit=9)
+        for team in teams
+    )
+    browser = a_browser(owner)
+
+    first, second = (
+        browser.get(f"/portal/acme/limits/?page={number}").content.decode() for number in ("1", "2")
+    )
+    beyond = browser.get("/portal/acme/limits/?page=9").content.decode()
+
+    named = [set(re.findall(r"\bteam \d{3}", page)) for page in (first, second)]
+    assert [len(names) for names in named] == [100, 1]
+    assert len(named[0] | named[1]) == 101
+    assert "Page 1 of 2" in first
+    assert "Page 2 of 2" in second
+    assert "Page 2 of 2" in beyond
 
 
 def test_figures_are_those_of_the_counters(house: House) -> None:
