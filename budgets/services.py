@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 from django.utils.timezone import now
+from django.utils.translation import gettext as _
 
 from audit.recording import record
 from budgets import periods, webhooks
@@ -78,7 +79,7 @@ def change_period(*, budget: Budget, period: str, actor: str) -> Budget:
     before, values = budget.length, _period(period)
     if budget.period == "lifetime" and values["period"] != "lifetime":
         raise ValidationError(
-            "A lifetime does not end, so no other period can follow it: set another budget."
+            _("A lifetime does not end, so no other period can follow it: set another budget.")
         )
     for name, value in values.items():
         setattr(budget, name, value)
@@ -536,8 +537,10 @@ def _set(kind: type[Row], identity: dict[str, Any], limit: int | None, actor: st
     return row
 
 
-def _remove(row: ScopedRow, actor: str) -> None:
-    _record(row, "removed", actor, limit=row.limit)
+def _remove(row: Budget | RateLimit, actor: str) -> None:
+    # What it was and of which key, because nobody can look at the row any more.
+    was = {"unit": row.unit, "period": row.length} if isinstance(row, Budget) else {"measure": row.measure}
+    _record(row, "removed", actor, limit=row.limit, key=row.key_id, **was)
     row.delete()
 
 

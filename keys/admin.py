@@ -23,6 +23,7 @@ from keys import services
 from keys.account_actions import ServiceAccountActions
 from keys.admin_actions import KeyActions, ReasonForm
 from keys.endpoints import DOORS
+from keys.lifetimes import check_changeable
 from keys.management_keys import works
 from keys.models import AnonymousAccess, ApiKey, KeySecret, ManagementKey, PolicyRule, PromptRules
 from keys.prompts import check_lifetime, find_prompt, read_prompt, set_prompt_rules
@@ -46,6 +47,10 @@ class KeyForm(WhichModelsForm):
         required=False,
         help_text="What it may ask for. None chosen: everything.",
     )
+
+    def clean(self) -> dict[str, Any]:
+        check_changeable(self.instance)
+        return super().clean()
 
     def clean_scopes(self) -> list[str] | None:
         return self.cleaned_data["scopes"] or None

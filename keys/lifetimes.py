@@ -8,6 +8,7 @@ from django.core.exceptions import ValidationError
 from django.db import models
 from django.utils.translation import gettext, gettext_lazy
 
+from keys.models import ApiKey
 from tenants.models import Tenant
 
 
@@ -38,6 +39,14 @@ _SPANS: dict[str, timedelta | None] = {
 def latest_end(tenant: Tenant, since: datetime) -> datetime | None:
     """The latest end that a key of ``tenant`` may have whose newest secret is of ``since``; None: any."""
     return None if tenant.max_key_days is None else since + timedelta(days=tenant.max_key_days)
+
+
+def check_changeable(key: ApiKey) -> None:
+    """Raise ``ValidationError`` for a key that is revoked: it stays as it was, for its history."""
+    if key.revoked_at is not None:
+        raise ValidationError(
+            gettext("The key is revoked. Nothing of it changes any more."), code="key_ended"
+        )
 
 
 def check_end(tenant: Tenant, expires_at: datetime | None, since: datetime) -> None:

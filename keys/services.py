@@ -13,7 +13,7 @@ from django.views.decorators.debug import sensitive_variables
 
 from audit.recording import record
 from keys import secrets
-from keys.lifetimes import Grace, check_end
+from keys.lifetimes import Grace, check_changeable, check_end
 from keys.models import AnonymousAccess, ApiKey, KeySecret, ManagementKey, PolicyRule
 from keys.prompts import check_lifetime
 from tenants import generations
@@ -100,9 +100,10 @@ def change_key(*, key: ApiKey, actor: str, **changes: Any) -> ApiKey:
     ``changes`` are ``label``, ``expires_at``, ``allow_all_models``, ``models``,
     ``scopes``, ``address_blocks`` and ``prompt_log_days``. Raises
     ``ValidationError`` for values a key cannot have, such as a later end than
-    its tenant allows, counted from its newest secret.
+    its tenant allows, counted from its newest secret, and for a revoked key.
     """
     key = ApiKey.objects.select_for_update(of=["self"]).select_related("tenant").get(pk=key.pk)
+    check_changeable(key)
     before = {name: getattr(key, name) for name in changes}
     for name, value in changes.items():
         setattr(key, name, value)

@@ -84,7 +84,7 @@ class Access:
 
     @property
     def manages_keys(self) -> Reach:
-        """Whose keys they issue, rotate, disable and revoke."""
+        """Whose keys they issue, change, rotate, disable and revoke."""
         if is_operator(self.user, CHANGE_KEYS) or self._is_one_of(MANAGING):
             return Reach.WHOLE_TENANT
         return Reach.OWN_KEYS if self._is_one_of(frozenset({Member.Role.MEMBER})) else Reach.NOTHING
@@ -135,6 +135,11 @@ class Access:
     def grants_every_raise(self) -> bool:
         """Whether they may grant more of any limit, of what limits the tenant as a whole too."""
         return is_operator(self.user, GRANT_RAISES)
+
+    def lifts_limits_of(self, holder: Member | None) -> bool:
+        """Whether they may lift what somebody else has set for a key of ``holder``; None: of nobody."""
+        own = self.member is not None and holder == self.member
+        return self.grants_every_raise or (self.grants_raises and not own)
 
     @property
     def manages_recipients(self) -> bool:

@@ -405,3 +405,13 @@ def test_closing_a_service_account_shows_what_it_does_before_it_does_it(admin_cl
     assert "Closed 1 of 1 service accounts; keys revoked: 1." in done
     assert ApiKey.objects.get().revoked_at is not None
     assert AuditEvent.objects.get(action="service_account.closed").reason == "moved"
+
+
+def test_a_revoked_key_stays_as_it_was(admin_client, key):
+    services.revoke_key(key=key, actor="root", reason="lost")
+
+    page = admin_client.post(reverse(CHANGE, args=[key.pk]), form(key.tenant, label="renamed"))
+
+    assert page.status_code == 200
+    assert "The key is revoked" in page.content.decode()
+    assert ApiKey.objects.get().label == "nightly"

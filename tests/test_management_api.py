@@ -457,11 +457,14 @@ def test_what_is_there_is_changed_and_ended(acme):
         ("tenant-requests-minute", None),
     ]
     assert one.post(f"{path('keys')}revoke/", reason="lost").json()["revoked_now"] is True
+    assert one.ask("PATCH", path("keys"), {"label": "hourly"}).status_code == 400
     assert one.ask("PATCH", path("service-accounts"), {"name": "deploy"}).json()["name"] == "deploy"
     closed = one.post(f"{path('service-accounts')}close/", reason="over").json()
     assert (closed["closed_now"], closed["revoked_keys"]) == (True, 0)
     standing = one.get(f"{path('budgets')}standing/").json()
     assert (standing["limit"], standing["used"], standing["left"]) == (10, 0, 10)
+    assert one.ask("PATCH", path("budgets"), {"period": "90m"}).json()["period"] == "90m"
+    assert one.ask("PATCH", path("budgets"), {"period": "soon"}).status_code == 400
     for name, its_id in (("budgets", "budget_id"), ("rate-limits", "rate_limit_id")):
         raises = f"{path(name)}raises/"
         taken_back = f"{raises}{acme[name + RAISE].pk}/take-back/"

@@ -63,6 +63,7 @@ TRIALS = {
     "read the tenant's audit": Trial("GET", "/portal/acme/audit/"),
     "see keys": Trial("GET", "/portal/acme/keys/", whole="nightly"),
     "issue a key": Trial("GET", "/portal/acme/keys/new/", whole="The tenant itself"),
+    "change a key of the tenant": Trial("GET", "/portal/acme/keys/{key}/edit/"),
     "rotate a key of the tenant": Trial("GET", "/portal/acme/keys/{key}/rotate/"),
     "disable a key of the tenant": Trial("GET", "/portal/acme/keys/change/disable/?key={key}"),
     "revoke a key of the tenant": Trial("GET", "/portal/acme/keys/change/revoke/?key={key}"),

@@ -75,6 +75,12 @@ class NewBudgetSerializer(NewLimitSerializer):
     )
 
 
+class PeriodSerializer(serializers.Serializer):
+    """Another period, which begins when the present one ends. The limit is set by POST."""
+
+    period = serializers.CharField(max_length=20, help_text="hour, day, week, month, year, lifetime, or 90m.")
+
+
 class StandingSerializer(serializers.Serializer):
     """A budget in its present period. ``left`` is negative where the limit was lowered below what is used."""
 
@@ -151,6 +157,7 @@ class BudgetViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Raised):
         "retrieve": "budgets.view_budget",
         "standing": "budgets.view_budget",
         "create": ("budgets.add_budget", "budgets.change_budget"),
+        "partial_update": "budgets.change_budget",
         "destroy": "budgets.delete_budget",
         **RAISING,
     }
@@ -166,6 +173,11 @@ class BudgetViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Raised):
     @extend_schema(request=NewBudgetSerializer, responses={201: BudgetSerializer})
     def create(self, request: Request) -> Response:
         return self.told(services.set_budget(**self.read(NewBudgetSerializer), actor=self.actor), 201)
+
+    @extend_schema(request=PeriodSerializer, responses=BudgetSerializer)
+    def partial_update(self, request: Request, pk: Any) -> Response:
+        budget, said = self.get_object(), self.read(PeriodSerializer)
+        return self.told(services.change_period(budget=budget, actor=self.actor, period=said["period"]))
 
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, pk: Any) -> Response:

@@ -18,6 +18,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_http_methods
 
+from budgets.limited_keys import rows_of_keys
 from keys import services
 from keys.effects import Effect, measured, running_calls
 from keys.models import ApiKey
@@ -92,7 +93,7 @@ def change(request: HttpRequest, access: Access, what: str) -> HttpResponse:
         return _page(request, access, what, keys, ReasonForm())
     form = ReasonForm(request.POST)
     seen = {key.pk: request.POST.get(f"version-{key.pk}", "") for key in keys}
-    if any(str(version) != seen[key_id] for key_id, version in versions_of(keys).items()):
+    if any(version != seen[key_id] for key_id, version in versions_of(keys).items()):
         return _page(request, access, what, keys, form, stale=True)
     if not form.is_valid():
         return _page(request, access, what, keys, form)
@@ -117,7 +118,9 @@ def unchanged(key: ApiKey, version: str, do: Callable[[], Done]) -> Done:
     """``do`` something to a key that nobody else may change meanwhile; raises ``Stale`` if somebody has."""
     with transaction.atomic():
         ApiKey.objects.select_for_update().get(pk=key.pk)
-        if str(versions_of([key])[key.pk]) != version:
+        for rows in rows_of_keys([key.pk]):
+            list(rows.select_for_update())
+        if versions_of([key])[key.pk] != version:
             raise Stale
         return do()
 

@@ -19,10 +19,22 @@ from django.views.decorators.http import require_GET
 from audit.models import AuditEvent, RequestEvent
 from budgets.key_charts import Span, charts_of, tightest
 from budgets.key_limits import KeyLimit
+from budgets.limited_keys import (
+    Row,
+    amount_of,
+    counts_of,
+    exactly,
+    length_of,
+    own_limits_of,
+    per,
+    rows_of_keys,
+)
 from budgets.meters import Metered, budgets_of, metered_by
+from budgets.models import RateLimit
 from budgets.standing import Standing, standings
+from budgets.words import window_name
 from keys.models import ApiKey
-from proxy.portal_keys.showing import ShownKey, key_of, shown
+from proxy.portal_keys.showing import key_of, shown
 from tenants import charts
 from tenants.access import Access
 from tenants.portal import tenant_page
@@ -44,6 +56,8 @@ DONE: dict[str, Promise] = {
     "budget.raised": _("Limit raised"),
     "budget.raise_taken_back": _("Raise taken back"),
     "budget.period_changed": _("Period of a limit changed"),
+    "rate_limit.set": _("Limit set"),
+    "rate_limit.removed": _("Limit removed"),
 }
 
 
@@ -72,6 +86,7 @@ def detail(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
     if (file := charts.as_file(request, drawn)) is not None:
         return file
     events = RequestEvent.objects.filter(tenant_id=key.tenant_id, key_id=key.pk)
+    rates = [one for one in own_limits_of(key) if isinstance(one, RateLimit)]
     context = {
         "row": row,
         "standings": standing,
@@ -80,7 +95,8 @@ def detail(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
         "charts": drawn,
         "tightest": tightest(row.limits),
         "recent": events.order_by("-at")[:RECENT],
-        "history": _history(key, row),
+        "rates": [amount_of(rate, rate.limit) for rate in rates if rate.limit is not None],
+        "history": _history(key),
     }
     return render(request, "portal/keys/key.html", context)
 
@@ -97,29 +113,42 @@ def _limits(key: ApiKey, found: Sequence[Standing]) -> list[KeyLimit]:
     return [KeyLimit.of(one) for one in found if one.budget.key_id == key.pk]
 
 
-def _history(key: ApiKey, row: ShownKey) -> list[Done]:
+def _history(key: ApiKey) -> list[Done]:
     """What was done to the key and to its limits, the newest first; where from is for operators to know."""
-    limits = {str(one.budget.pk): one for one in row.limits}
-    events = AuditEvent.objects.filter(tenant_id=key.tenant_id, subject__in=[str(key.pk), *limits])
+    of_tenant = AuditEvent.objects.filter(tenant_id=key.tenant_id)
+    rows: list[Row] = [row for of_kind in rows_of_keys([key.pk]) for row in of_kind]
+    limits = {str(row.pk): (counts_of(row), length_of(row)) for row in rows}
+    # Those that are gone are known by what was told when they went.
+    gone = of_tenant.filter(
+        action__in=["budget.removed", "rate_limit.removed"], details__key=str(key.pk)
+    ).order_by("-pk")[:CHANGES]
+    for event in gone:
+        told = event.details
+        limits[event.subject] = told.get("measure") or told["unit"], told.get("period", "")
+    events = of_tenant.filter(subject__in=[str(key.pk), *limits])
     return [
         Done(
             at=event.at,
             what=DONE.get(event.action, event.action),
             actor=event.actor,
             reason=event.reason,
-            changes=_changes(event.details, limits.get(event.subject)),
+            changes=_changes(event, limits.get(event.subject)),
         )
         for event in events.order_by("-pk")[:CHANGES]
     ]
 
 
-def _changes(details: dict[str, Any], limit: KeyLimit | None) -> list[tuple[str, Any, Any]]:
+def _changes(event: AuditEvent, limit: tuple[str, str] | None) -> list[tuple[str, Any, Any]]:
+    details = event.details
     before, after = details.get("before"), details.get("after")
-    if limit is not None:
-        if "limit" not in details:
+    if limit is None:
+        if not isinstance(before, dict) or not isinstance(after, dict):
             return []
-        amounts = [None if one is None else limit.measure.exactly(one) for one in (before, details["limit"])]
-        return [(f"{limit.measure.unit} {limit.period}", amounts[0], amounts[1])]
-    if not isinstance(before, dict) or not isinstance(after, dict):
+        return [(name, before.get(name), value) for name, value in after.items() if before.get(name) != value]
+    if event.action == "budget.period_changed":
+        return [(str(_("Period")), window_name(before), window_name(after))]
+    if "limit" not in details:
         return []
-    return [(name, before.get(name), value) for name, value in after.items() if before.get(name) != value]
+    amounts = (details["limit"], None) if event.action.endswith(".removed") else (before, details["limit"])
+    was, is_now = (None if amount is None else exactly(limit[0], amount) for amount in amounts)
+    return [(per(*limit), was, is_now)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db import DatabaseError, transaction
+from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.debug import sensitive_variables
@@ -15,17 +15,14 @@ from budgets.limited_keys import issue_limited_key
 from keys.above import Preview
 from keys.callers import caller_of
 from keys.models import ApiKey
-from proxy.catalog import Catalog, published
-from proxy.exceptions import NoModels
-from proxy.offered import allowed_of
+from proxy.catalog import Catalog
+from proxy.portal_keys.consequences import known_models, models_of
 from proxy.portal_keys.forms import NewKeyForm
 from proxy.portal_keys.secret_shown import secret_page
 from proxy.portal_keys.showing import key_of
 from proxy.previews import preview
 from tenants.access import Access, Reach
-from tenants.models import Tenant
 from tenants.portal import tenant_page
-from tenants.redis import RedisError
 from tenants.sent_once import SentBefore, form_number, send_once
 
 
@@ -35,8 +32,8 @@ from tenants.sent_once import SentBefore, form_number, send_once
 def new(request: HttpRequest, access: Access) -> HttpResponse:
     """The form; or the key that it describes, with its secret, in the answer to that one request only."""
     _demand(access)
-    known = _published()
-    models = _models_of(access.tenant, known)
+    known = known_models()
+    models = models_of(ApiKey(tenant=access.tenant), known)
     if request.method != "POST":
         return _page(request, access, NewKeyForm(access, models), known, form_number())
     number, form = request.POST.get("form", ""), NewKeyForm(access, models, request.POST)
@@ -63,8 +60,8 @@ def new(request: HttpRequest, access: Access) -> HttpResponse:
 def may_call(request: HttpRequest, access: Access) -> HttpResponse:
     """The part of the form's page that tells what the key may call, for what is filled in so far."""
     _demand(access)
-    known = _published()
-    form = NewKeyForm(access, _models_of(access.tenant, known), request.POST)
+    known = known_models()
+    form = NewKeyForm(access, models_of(ApiKey(tenant=access.tenant), known), request.POST)
     context = {"form": form, "preview": _preview(form, known), "live": True}
     return render(request, "portal/keys/_form_preview.html", context)
 
@@ -72,26 +69,6 @@ def may_call(request: HttpRequest, access: Access) -> HttpResponse:
 def _demand(access: Access) -> None:
     if access.manages_keys == Reach.NOTHING:
         raise PermissionDenied
-
-
-def _published() -> Catalog | None:
-    """What is installed; None if nobody can be asked."""
-    try:
-        return published()
-    except (RedisError, DatabaseError):
-        return None
-
-
-def _models_of(tenant: Tenant, known: Catalog | None) -> list[str]:
-    """The models that keys of a tenant may call which say nothing themselves; empty if nobody knows any."""
-    try:
-        return (
-            sorted(model.name for model in known.effective(allowed_of(ApiKey(tenant=tenant))))
-            if known
-            else []
-        )
-    except NoModels:
-        return []
 
 
 def _preview(form: NewKeyForm, known: Catalog | None) -> Preview:

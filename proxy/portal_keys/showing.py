@@ -15,6 +15,7 @@ from django.utils.translation import gettext as _
 
 from audit.models import AuditEvent
 from budgets.key_limits import KeyLimit, limits_of_keys
+from budgets.limited_keys import rows_of_keys
 from keys.models import ApiKey, KeySecret, SecretUse
 from keys.states import State, expires_soon, state_of
 from tenants.access import Access, Reach
@@ -120,12 +121,23 @@ def shown(
     return [_shown(access, key, limits[key.pk], moment) for key in keys]
 
 
-def versions_of(keys: Iterable[ApiKey]) -> dict[UUID, int]:
-    """A number for each key that grows with each change of it: by it one sees whether a form is old."""
-    subjects = {str(key.pk): key.pk for key in keys}
-    events = AuditEvent.objects.filter(subject__in=subjects).values("subject").order_by("subject")
+def versions_of(keys: Iterable[ApiKey]) -> dict[UUID, str]:
+    """A text for each key that is another one after each change of it or of its limits.
+
+    By it one sees whether a form is old. No change happens without an event, so
+    it is made of the newest events of what there is.
+    """
+    subjects = {key.pk: [str(key.pk)] for key in keys}
+    for rows in rows_of_keys(subjects):
+        for key_id, limit_id in rows.values_list("key", "pk"):
+            subjects[key_id].append(str(limit_id))
+    asked = [subject for of_key in subjects.values() for subject in of_key]
+    events = AuditEvent.objects.filter(subject__in=asked).values("subject").order_by("subject")
     newest = {row["subject"]: row["newest"] for row in events.annotate(newest=Max("pk"))}
-    return {key_id: newest.get(subject, 0) for subject, key_id in subjects.items()}
+    return {
+        key_id: "-".join(str(newest.get(subject, 0)) for subject in of_key)
+        for key_id, of_key in subjects.items()
+    }
 
 
 def _shown(access: Access, key: ApiKey, limits: list[KeyLimit], moment: datetime) -> ShownKey:
