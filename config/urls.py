@@ -47,6 +47,7 @@ urlpatterns = [
     path("account/", include(signing_in)),
     path("portal/", include("tenants.portal")),
     path("portal/", include("tenants.portal_team")),
+    path("portal/", include("tenants.portal_teams")),
     path("portal/", include("tenants.portal_audit")),
     path("portal/<slug:slug>/", include("proxy.portal_home")),
     path("portal/<slug:slug>/", include("proxy.portal_models")),

@@ -7,6 +7,7 @@ from uuid import UUID
 from allauth.core.ratelimit import consume
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied, ValidationError
+from django.db.models import Count
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import path
@@ -21,7 +22,7 @@ from tenants.invitations import InvitationGone, invite, renew_invitation, withdr
 from tenants.models import Invitation, Member, ServiceAccount, Team
 from tenants.portal import tenant_page
 from tenants.services import change_member, close_service_account, create_service_account, remove_member
-from tenants.team_forms import InvitationForm, PlaceForm, ServiceAccountForm
+from tenants.team_forms import InvitationForm, PlaceForm, ServiceAccountForm, TeamForm
 
 MOST_LISTED = 500
 
@@ -33,8 +34,8 @@ def team(request: HttpRequest, access: Access) -> HttpResponseBase:
     if not access.member and not access.reads_team:
         raise PermissionDenied
     if request.method == "GET":
-        return _page(request, access)
-    _demand(access)
+        return people_page(request, access)
+    demand_management(access)
     form = InvitationForm(access, request.POST)
     if form.is_valid():
         if not consume(request, action="invite"):
@@ -43,28 +44,37 @@ def team(request: HttpRequest, access: Access) -> HttpResponseBase:
             try:
                 invitation, token = invite(tenant=access.tenant, invited_by=access.user, **form.cleaned_data)
             except ValidationError as exc:
-                form.add_error(None, _only_messages(exc))
+                form.add_error(None, only_messages(exc))
             else:
                 return _sent(request, access, invitation, token)
-    return _page(request, access, invitation_form=form, status=400)
+    return people_page(request, access, invitation_form=form, status=400)
 
 
-def _page(
+def people_page(
     request: HttpRequest,
     access: Access,
     *,
     invitation_form: InvitationForm | None = None,
     account_form: ServiceAccountForm | None = None,
+    team_form: TeamForm | None = None,
     status: int = 200,
 ) -> HttpResponse:
+    """The tenant's people and programs, with whichever form has mistakes."""
     members = Member.objects.filter(tenant=access.tenant).select_related("user", "team")
     context: dict[str, object] = {"reads_all": access.reads_team}
+    teams: list[Team] = []
     if access.reads_team:
         open_ones = Invitation.objects.filter(tenant=access.tenant, accepted_at=None, withdrawn_at=None)
         accounts = ServiceAccount.objects.filter(tenant=access.tenant, closed_at=None)
+        teams = list(
+            Team.objects.filter(tenant=access.tenant).annotate(
+                people=Count("members", distinct=True), programs=Count("service_accounts", distinct=True)
+            )
+        )
         context |= {
             "invitations": open_ones.select_related("team", "invited_by"),
             "accounts": accounts.select_related("team"),
+            "teams": teams,
         }
     else:
         members = members.filter(user=access.user)
@@ -74,12 +84,12 @@ def _page(
         "more": len(listed) > MOST_LISTED,
     }
     if access.manages_team:
-        teams = list(Team.objects.filter(tenant=access.tenant))
         context |= {
             "grants": access.grants,
             "invitation_form": invitation_form
             or InvitationForm(access, teams=teams, initial={"role": "member"}),
             "account_form": account_form or ServiceAccountForm(access, teams=teams, prefix="account"),
+            "team_form": team_form or TeamForm(prefix="team"),
         }
     return render(request, "portal/team/team.html", context, status=status)
 
@@ -98,7 +108,7 @@ def _sent(request: HttpRequest, access: Access, invitation: Invitation, token: s
 @tenant_page
 def invitation(request: HttpRequest, access: Access, invitation_id: UUID) -> HttpResponse:
     """Send an invitation again, with another link, or withdraw it."""
-    _demand(access)
+    demand_management(access)
     found = get_object_or_404(
         Invitation.objects.select_related("tenant"), tenant=access.tenant, pk=invitation_id
     )
@@ -131,7 +141,7 @@ def member(request: HttpRequest, access: Access, member_id: UUID) -> HttpRespons
         try:
             change_member(member=found, actor=str(access.user), **form.cleaned_data)
         except ValidationError as exc:
-            form.add_error(None, _only_messages(exc))
+            form.add_error(None, only_messages(exc))
         except Member.DoesNotExist:
             messages.warning(request, _("Somebody else was quicker: they are no member any more."))
             return redirect("portal-team", access.tenant.slug)
@@ -198,7 +208,7 @@ def _told(access: Access, leaver: Member, revoked: int, *, own: bool) -> str:
 @tenant_page
 def service_accounts(request: HttpRequest, access: Access) -> HttpResponse:
     """Create a service account."""
-    _demand(access)
+    demand_management(access)
     form = ServiceAccountForm(access, request.POST, prefix="account")
     if form.is_valid():
         try:
@@ -206,20 +216,20 @@ def service_accounts(request: HttpRequest, access: Access) -> HttpResponse:
                 tenant=access.tenant, actor=str(access.user), **form.cleaned_data
             )
         except ValidationError as exc:
-            form.add_error(None, _only_messages(exc))
+            form.add_error(None, only_messages(exc))
         else:
             messages.success(
                 request, _("Service account %(name)s is there. Give it a key.") % {"name": account.name}
             )
             return redirect("portal-team", access.tenant.slug)
-    return _page(request, access, account_form=form, status=400)
+    return people_page(request, access, account_form=form, status=400)
 
 
 @require_http_methods(["GET", "POST"])
 @tenant_page
 def close_account(request: HttpRequest, access: Access, account_id: UUID) -> HttpResponse:
     """What follows if a service account is closed, and doing it."""
-    _demand(access)
+    demand_management(access)
     account = get_object_or_404(ServiceAccount, tenant=access.tenant, pk=account_id, closed_at=None)
     if request.method == "POST":
         revoked = close_service_account(
@@ -234,14 +244,15 @@ def close_account(request: HttpRequest, access: Access, account_id: UUID) -> Htt
     return render(request, "portal/team/close_account.html", {"account": account, "keys": keys_of})
 
 
-def _demand(access: Access) -> None:
+def demand_management(access: Access) -> None:
+    """Raise ``PermissionDenied`` for who only reads."""
     if not access.manages_team:
         raise PermissionDenied
 
 
 def _changeable(access: Access, member_id: UUID) -> Member:
     """Somebody of the tenant whose place this person may change; raises for others."""
-    _demand(access)
+    demand_management(access)
     found = get_object_or_404(
         Member.objects.select_related("user", "team"), tenant=access.tenant, pk=member_id
     )
@@ -250,7 +261,7 @@ def _changeable(access: Access, member_id: UUID) -> Member:
     return found
 
 
-def _only_messages(exc: ValidationError) -> ValidationError:
+def only_messages(exc: ValidationError) -> ValidationError:
     """What is wrong, without the names of fields that the form may not have."""
     return ValidationError(exc.messages)
 

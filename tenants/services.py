@@ -1,5 +1,6 @@
 """What is done to tenants: each function is one transaction with its audit event inside."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from django.conf import settings
@@ -216,10 +217,81 @@ def rename_team(*, team: Team, name: str, actor: str) -> Team:
 
 @transaction.atomic
 def delete_team(*, team: Team, actor: str) -> None:
-    """Delete a team; raises ``ProtectedError`` while anything belongs to it."""
+    """Delete a team and its limits; raises ``ProtectedError`` while anybody belongs to it.
+
+    Raises ``Team.DoesNotExist`` if somebody else was quicker.
+    """
+    # Whoever is being put into it is waited for, and then belongs to it.
+    team = Team.objects.select_for_update().get(pk=team.pk)
     record(action="team.deleted", actor=actor, subject=str(team.pk), tenant_id=team.tenant_id, name=team.name)
     team.delete()
     transaction.on_commit(generations.project_quietly)
+
+
+@transaction.atomic
+def put_into_team(
+    *, team: Team, actor: str, members: Iterable[Member] = (), accounts: Iterable[ServiceAccount] = ()
+) -> int:
+    """Put members and service accounts of the tenant into a team, out of another if they were in one.
+
+    Returns how many were not in it already; who is gone meanwhile counts as one
+    who was. Raises ``ValidationError`` for those of another tenant, and if the
+    team is gone.
+    """
+    _keep_team(team)
+    return _move(members, accounts, actor, into=team, out_of=None)
+
+
+@transaction.atomic
+def take_out_of_team(
+    *, team: Team, actor: str, members: Iterable[Member] = (), accounts: Iterable[ServiceAccount] = ()
+) -> int:
+    """Take members and service accounts out of a team; returns how many were still in it."""
+    return _move(members, accounts, actor, into=None, out_of=team)
+
+
+def _move(
+    members: Iterable[Member],
+    accounts: Iterable[ServiceAccount],
+    actor: str,
+    *,
+    into: Team | None,
+    out_of: Team | None,
+) -> int:
+    """Change nothing of them but the team, and only of those whose team is another one."""
+    member_ids, account_ids = [one.pk for one in members], [one.pk for one in accounts]
+    people = Member.objects.select_for_update(of=["self"]).select_related("user")
+    programs = ServiceAccount.objects.select_for_update()
+    rows: list[Member | ServiceAccount] = [
+        *people.filter(pk__in=member_ids).order_by("pk"),
+        *programs.filter(pk__in=account_ids, closed_at=None).order_by("pk"),
+    ]
+    wanted = None if into is None else into.pk
+    there = [row for row in rows if row.team_id != wanted and (out_of is None or row.team_id == out_of.pk)]
+    for row in there:
+        before, row.team = row.team_id, into
+        row.full_clean()
+        row.save(update_fields=["team"])
+        kind = "member" if isinstance(row, Member) else "service_account"
+        name = {"user": row.user.username} if isinstance(row, Member) else {"name": row.name}
+        record(
+            action=f"{kind}.changed",
+            actor=actor,
+            subject=str(row.pk),
+            tenant_id=row.tenant_id,
+            **name,
+            before={"team": before},
+            after={"team": row.team_id},
+        )
+    transaction.on_commit(generations.project_quietly)
+    return len(there)
+
+
+def _keep_team(team: Team | None) -> None:
+    """Keep a team from being deleted until this transaction ends; ``ValidationError`` if it is gone."""
+    # The database looks for it when the transaction ends, which is too late to say what is wrong.
+    if team is not None and not Team.objects.select_for_update(no_key=True).filter(pk=team.pk).exists():
+        raise ValidationError(_("This team is not there any more."), code="no_team")
 
 
 @transaction.atomic
@@ -230,6 +302,7 @@ def add_member(
 
     Raises ``ValidationError`` if they are one already or the team is another tenant's.
     """
+    _keep_team(team)
     member = Member(tenant=tenant, user=user, role=role, team=team)
     member.full_clean()
     member.save(force_insert=True)
@@ -254,6 +327,7 @@ def change_member(*, member: Member, actor: str, role: str, team: Team | None) -
     """
     if role != Member.Role.OWNER:
         _keep_an_owner(member)
+    _keep_team(team)
     member = Member.objects.select_for_update(of=["self"]).select_related("user").get(pk=member.pk)
     before = {"role": member.role, "team": member.team_id}
     member.role, member.team = role, team
@@ -318,6 +392,7 @@ def create_service_account(
     Raises ``ValidationError`` for a name that another open one of the tenant
     has, and for another tenant's team.
     """
+    _keep_team(team)
     account = ServiceAccount(tenant=tenant, name=name, team=team)
     account.full_clean()
     account.save(force_insert=True)
@@ -341,6 +416,7 @@ def change_service_account(
 
     Raises ``ValidationError`` for a name that another open one has, and for another tenant's team.
     """
+    _keep_team(team)
     account = ServiceAccount.objects.select_for_update().get(pk=account.pk)
     before = {"name": account.name, "team": account.team_id}
     account.name, account.team = name, team

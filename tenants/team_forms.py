@@ -7,10 +7,12 @@ from typing import Any, cast
 
 from allauth.account.adapter import get_adapter
 from django import forms
+from django.db.models import Q
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from tenants.access import Access
-from tenants.models import Member, Team, User
+from tenants.models import Member, ServiceAccount, Team, User
 
 
 class PlaceForm(forms.Form):
@@ -37,6 +39,10 @@ class InvitationForm(PlaceForm):
     field_order = ["email", "role", "team"]
 
 
+class TeamForm(forms.Form):
+    name = forms.CharField(label=_("Name"), max_length=80, help_text=_("Such as Research."))
+
+
 class ServiceAccountForm(forms.Form):
     name = forms.CharField(label=_("Name"), max_length=80, help_text=_("What it is, such as nightly-build."))
     team = forms.ModelChoiceField(
@@ -48,6 +54,50 @@ class ServiceAccountForm(forms.Form):
     ) -> None:
         super().__init__(*args, **kwargs)
         _offer_teams(self.fields["team"], access, teams)
+
+
+class PutInForm(forms.Form):
+    """Who is to come into a team, of those whose place somebody may change; with the team they are in."""
+
+    members = forms.ModelMultipleChoiceField(
+        label=_("Members"),
+        queryset=Member.objects.none(),
+        required=False,
+        widget=forms.CheckboxSelectMultiple,
+    )
+    accounts = forms.ModelMultipleChoiceField(
+        label=_("Service accounts"),
+        queryset=ServiceAccount.objects.none(),
+        required=False,
+        widget=forms.CheckboxSelectMultiple,
+    )
+
+    def __init__(self, access: Access, team: Team, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        elsewhere = Q(team=None) | ~Q(team=team)
+        members = Member.objects.filter(elsewhere, tenant=access.tenant, role__in=access.grants)
+        accounts = ServiceAccount.objects.filter(elsewhere, tenant=access.tenant, closed_at=None)
+        fields: dict[str, Any] = self.fields
+        fields["members"].queryset = members.select_related("user", "team").order_by("user__username")
+        fields["accounts"].queryset = accounts.select_related("team").order_by("name")
+        fields["members"].label_from_instance = lambda one: _with_team(str(one.user), one.team)
+        fields["accounts"].label_from_instance = lambda one: _with_team(one.name, one.team)
+
+    @property
+    def has_any(self) -> bool:
+        """Whether there is anybody to choose."""
+        fields: dict[str, Any] = self.fields
+        return any(fields[name].queryset.exists() for name in ("members", "accounts"))
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = self.cleaned_data
+        if not self.errors and not cleaned["members"] and not cleaned["accounts"]:
+            raise forms.ValidationError(_("Choose somebody first."))
+        return cleaned
+
+
+def _with_team(name: str, team: Team | None) -> str:
+    return name if team is None else gettext("%(name)s, now in %(team)s") % {"name": name, "team": team}
 
 
 def _offer_teams(field: forms.Field, access: Access, teams: Sequence[Team] | None) -> None:

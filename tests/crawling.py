@@ -64,6 +64,12 @@ IDS: dict[str, dict[str, str]] = {
     "portal/<slug:slug>/exports/files/": {"link": "export_link"},
     "portal/<slug:slug>/exports/": {"export_id": "export"},
     "portal/<slug:slug>/team/invitations/": {"invitation_id": "invitation"},
+    "portal/<slug:slug>/team/teams/": {"team_id": "team"},
+    "portal/<slug:slug>/team/teams/<uuid:team_id>/members/": {"team_id": "team", "who": "member"},
+    "portal/<slug:slug>/team/teams/<uuid:team_id>/service-accounts/": {
+        "team_id": "team",
+        "who": "service_account",
+    },
     "portal/<slug:slug>/team/members/": {"member_id": "member"},
     "portal/<slug:slug>/team/service-accounts/": {"account_id": "service_account"},
     "manage/v1/tenants/": {"pk": "tenant"},

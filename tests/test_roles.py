@@ -17,7 +17,7 @@ from audit.models import AuditEvent
 from budgets.services import set_budget, set_rate_limit
 from keys.services import issue_key
 from tenants.models import Member, Tenant, User
-from tenants.services import add_member, create_tenant
+from tenants.services import add_member, create_team, create_tenant
 from tests import ledgers
 from tests.accounts import quiet_counters
 from tests.ledgers import book
@@ -89,6 +89,14 @@ TRIALS = {
     "create a service account": Trial(
         "POST", "/portal/acme/team/service-accounts/", {"account-name": "build"}
     ),
+    "see who is in a team": Trial("GET", "/portal/acme/team/teams/{team}/"),
+    "create a team": Trial("POST", "/portal/acme/team/teams/", {"team-name": "Research"}),
+    "rename a team": Trial("POST", "/portal/acme/team/teams/{team}/", {"name": "Research"}),
+    "put somebody into a team": Trial(
+        "POST", "/portal/acme/team/teams/{team}/put-in/", {"members": "{member}"}
+    ),
+    "take somebody out of a team": Trial("POST", "/portal/acme/team/teams/{full}/members/{inside}/take-out/"),
+    "remove a team": Trial("POST", "/portal/acme/team/teams/{team}/remove/"),
     "leave the tenant": Trial("POST", "/portal/acme/team/leave/"),
     "read the audit of all in the admin": Trial("GET", "/admin/audit/auditevent/"),
     "read keys by the API": Trial("GET", f"{MANAGE}keys/"),
@@ -195,15 +203,20 @@ def test_each_role_can_do_what_the_table_says_and_no_more(
     set_budget(scope="key", key=key, **limits)
     budget = set_budget(scope="tenant", tenant=acme, **limits)
     rate = set_rate_limit(scope="tenant", tenant=acme, measure="requests_per_minute", limit=9, actor="test")
-    address = trial.address.format(
-        tenant=acme.pk, key=key.pk, member=other.pk, budget=budget.pk, rate=rate.pk
-    )
+    team, full = (create_team(tenant=acme, name=name, actor="test") for name in ("Empty", "Full"))
+    inside = add_member(tenant=acme, user=User.objects.create(username="inside"), team=full, actor="test")
+    ids = {"tenant": acme, "key": key, "member": other, "budget": budget, "team": team, "full": full,
+           "inside": inside, "rate": rate}  # fmt: skip
+    ids = {name: row.pk for name, row in ids.items()}
+    address, body = trial.address.format(**ids), dict(trial.body)
+    if "members" in body:
+        body["members"] = body["members"].format(**ids)
     before = AuditEvent.objects.count()
     sent: dict[str, Any] = {}
     if trial.changes and address.startswith(MANAGE):
-        sent = {"data": json.dumps(trial.body), "content_type": "application/json"}
+        sent = {"data": json.dumps(body), "content_type": "application/json"}
     elif trial.changes:
-        sent = {"data": urlencode(trial.body), "content_type": "application/x-www-form-urlencoded"}
+        sent = {"data": urlencode(body), "content_type": "application/x-www-form-urlencoded"}
 
     answer = a_browser(person).generic(trial.method, address, **sent)
 
