@@ -19,7 +19,7 @@ from tenants.models import Member, User
 from tenants.services import add_member
 from tests.browser import Browser, check_page, enter, shoot
 from tests.browser_thread import expect
-from tests.conftest import House
+from tests.conftest import House, eventually
 
 SECRET = re.compile(r"tg_[0-9A-Za-z]{58}")
 LIST, NEW = "/portal/acme/keys/", "/portal/acme/keys/new/"
@@ -257,6 +257,69 @@ def test_a_key_is_revoked_and_its_running_stream_is_cut(house: House, page: Page
     assert ask(house, secret) == 401
 
 
+def test_a_model_is_taken_away_while_a_stream_runs_and_the_page_has_said_what_happens(
+    house: House, page: Page, ada: User
+) -> None:
+    enter(page, ada)
+    secret = create(page)
+    page.get_by_role("link", name="I have kept it").click()
+    key = ApiKey.objects.get(label="laptop")
+
+    with a_stream(house, secret) as lines:
+        eventually(lambda: lines)
+        page.get_by_role("link", name="Change", exact=True).click()
+        told = page.locator("#may-call")
+        expect(told).to_contain_text("Nothing, as far as it is filled in.")
+        page.get_by_label("Name").fill("mail only")
+        page.get_by_role("radio", name="Only these").check()
+        page.get_by_role("checkbox", name="emb:latest").check()
+        # Nobody asks for it: it follows what is filled in.
+        expect(told).to_contain_text("No longer to be called:")
+        expect(told).to_contain_text("tiny:1b")
+        check_page(page)
+        shoot(page, "edit-key-cuts")
+        page.get_by_role("button", name="Save").click()
+        expect(page.get_by_role("status").filter(has_text="It holds everywhere after")).to_be_visible()
+        while_it_runs = ask(house, secret)
+
+    key.refresh_from_db()
+    assert (key.label, key.models) == ("mail only", ["emb:latest"])
+    assert while_it_runs == 403
+    # It went on to its end.
+    assert '"done":true' in lines[-1]
+
+
+def test_without_script_a_key_is_changed_and_the_second_of_two_is_told(
+    house: House, browser: Browser, ada: User
+) -> None:
+    key, _ = issue_key(tenant=house.acme, label="laptop", actor="test")
+    set_budget(scope="tenant", tenant=house.acme, unit="tokens", period="month", limit=500, actor="test")
+    first, second = (browser.open(house.gateway.url, java_script_enabled=False) for _ in range(2))
+    for page in (first, second):
+        enter(page, ada)
+        page.goto(f"{LIST}{key.pk}/edit/")
+
+    first.get_by_role("checkbox", name="embeddings").uncheck()
+    first.get_by_role("button", name="Show it for what is filled in").click()
+    before = first.locator("#may-call").inner_text()
+    first.get_by_role("spinbutton", name="Tokens, in and out").fill("501")
+    first.get_by_role("button", name="Save").click()
+    above = first.locator(".wrong").inner_text()
+    first.get_by_role("spinbutton", name="Tokens, in and out").fill("500")
+    first.get_by_role("button", name="Save").click()
+    expect(first.get_by_role("status").filter(has_text="Saved.")).to_be_visible()
+    second.get_by_label("Name").fill("desktop")
+    second.get_by_role("button", name="Save").click()
+
+    assert "No longer open to it:" in before
+    assert "the whole tenant: 500 tokens a month" in above
+    expect(second.get_by_role("alert")).to_contain_text("Somebody has changed the key")
+    expect(second.get_by_text("desktop")).to_be_visible()
+    expect(second.get_by_label("Name")).to_have_value("laptop")
+    key.refresh_from_db()
+    assert (key.label, "embeddings" in (key.scopes or ())) == ("laptop", False)
+
+
 def test_the_meter_of_a_key_moves_with_its_calls(house: House, page: Page, ada: User) -> None:
     key, secret = issue_key(tenant=house.acme, label="laptop", actor="test")
     set_budget(scope="key", key=key, unit="requests", period="day", limit=10, actor="test")
@@ -298,6 +361,7 @@ def test_the_pages_keep_nobody_out(house: House, page: Page, ada: User) -> None:
         "keys": LIST,
         "new-key": NEW,
         "key": f"{LIST}{key.pk}/",
+        "edit-key": f"{LIST}{key.pk}/edit/",
         "rotate": f"{LIST}{key.pk}/rotate/",
         "revoke": f"{LIST}change/revoke/?key={key.pk}",
     }

@@ -128,6 +128,40 @@ def test_a_member_leaves_and_their_key_is_refused(page: Page, house: House, owne
     eventually(lambda: caller.chat().status_code == 401)
 
 
+def test_a_team_is_created_filled_emptied_and_removed(page: Page, house: House, owner: User) -> None:
+    mia = a_person("member", house.acme)
+    assert isinstance(mia, User)
+    create_service_account(tenant=house.acme, name="nightly-build", actor="test")
+    enter(page, owner)
+    page.goto("/portal/acme/team/")
+
+    teams = page.get_by_role("form", name="Create a team")
+    teams.get_by_label("Name").fill("Research")
+    teams.get_by_role("button", name="Create").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Team Research")
+    expect(page.get_by_text("Nobody is in it yet.")).to_be_visible()
+    page.get_by_role("checkbox", name="member").check()
+    page.get_by_role("checkbox", name="nightly-build").check()
+    page.get_by_role("button", name="Put in").click()
+    expect(page.get_by_text("2 are in the team now.")).to_be_visible()
+    assert Member.objects.get(user=mia).team is not None
+    check_page(page)
+    shoot(page, "one-team")
+    page.get_by_role("form", name="Rename the team").get_by_label("Name").fill("Lab")
+    page.get_by_role("button", name="Rename").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Team Lab")
+    page.get_by_role("button", name="Take member out of the team").click()
+    page.get_by_role("button", name="Take nightly-build out of the team").click()
+    page.get_by_role("link", name="Remove the team").click()
+    check_page(page)
+    shoot(page, "remove-team")
+    page.get_by_role("button", name="Remove now").click()
+
+    expect(page.get_by_text("Team Lab is removed.")).to_be_visible()
+    expect(page.get_by_text("There is no team yet.")).to_be_visible()
+    assert Member.objects.get(user=mia).team is None
+
+
 def test_the_pages_of_the_team_keep_nobody_out(page: Page, house: House, owner: User) -> None:
     member = a_person("member", house.acme)
     assert isinstance(member, User)
