@@ -83,15 +83,17 @@ class PutInForm(forms.Form):
         fields["members"].label_from_instance = lambda one: _with_team(str(one.user), one.team)
         fields["accounts"].label_from_instance = lambda one: _with_team(one.name, one.team)
 
+        for name in [name for name in fields if not fields[name].queryset.exists()]:
+            del fields[name]
+
     @property
     def has_any(self) -> bool:
         """Whether there is anybody to choose."""
-        fields: dict[str, Any] = self.fields
-        return any(fields[name].queryset.exists() for name in ("members", "accounts"))
+        return bool(self.fields)
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = self.cleaned_data
-        if not self.errors and not cleaned["members"] and not cleaned["accounts"]:
+        if not self.errors and not any(cleaned.values()):
             raise forms.ValidationError(_("Choose somebody first."))
         return cleaned
 

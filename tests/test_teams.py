@@ -174,6 +174,7 @@ def test_mistakes_are_told_and_change_nothing(
     services.create_team(tenant=acme, name="Sales", actor="test")
     globex = services.create_tenant(slug="globex", name="Globex", actor="test")
     foreign = a_member(globex, "gus")
+    services.create_service_account(tenant=acme, name="build", actor="test")
     closed = services.create_service_account(tenant=acme, name="old", actor="test")
     services.close_service_account(account=closed, actor="test", reason="over")
     ids = {"team": page_of(research), "foreign": foreign.pk, "closed": closed.pk}
