@@ -20,8 +20,8 @@ from keys.models import ApiKey
 from keys.services import issue_key
 from tenants import services
 from tenants.models import Member, ServiceAccount, Team, Tenant
-from tests.people import EVERYBODY, OPERATORS, ROLES, UNKNOWN, a_browser, a_person
-from tests.test_team import GRANTS, READS_ALL, a_member
+from tests.people import EVERYBODY, OPERATORS, ROLES, UNKNOWN, a_browser, a_member, a_person
+from tests.test_team import GRANTS, READS_ALL
 from tests.test_usage_pages import text_of
 
 TEAMS = "/portal/acme/team/teams/"
