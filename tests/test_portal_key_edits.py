@@ -15,7 +15,7 @@ from django.utils.timezone import now
 from audit.models import AuditEvent
 from budgets.limited_keys import LimitChange, OwnLimit, change_limited_key
 from budgets.models import Budget, RateLimit
-from budgets.services import raise_budget, set_budget, set_rate_limit
+from budgets.services import raise_limit, set_budget, set_rate_limit
 from keys import services
 from keys.models import ApiKey, KeySecret
 from tenants.models import Tenant, User
@@ -527,7 +527,7 @@ def test_the_page_tells_what_the_change_cuts(acme: Tenant, owner: Client) -> Non
     untouched = text_of(page.content.decode())
     by_button = owner.post(page_of(key, "edit/"), changes | {"look": "1"})
     by_script = owner.post(page_of(key, "edit/may-call/"), changes)
-    raise_budget(budget=budget, to=50, ends_at=now() + timedelta(hours=1), reason="test", actor="test")
+    raise_limit(row=budget, to=50, ends_at=now() + timedelta(hours=1), reason="test", actor="test")
     raised = owner.post(page_of(key, "edit/may-call/"), changes)
 
     assert "Nothing, as far as it is filled in." in untouched
