@@ -23,15 +23,17 @@ FEW, MANY = 2, 9
 # The most queries of a page, by the name of its route; five of each find out who asks, and where.
 MOST = {
     "portal-tenant": 21,
-    "portal-key-new": 20,
-    "portal-key": 18,
+    "portal-key-new": 21,
+    "portal-key": 22,
+    "portal-key-edit": 41,
     "portal-keys": 15,
     "portal-limits": 15,
-    "portal-keys-revoke": 13,
-    "portal-keys-disable": 13,
-    "portal-keys-enable": 13,
-    "portal-key-rotate": 13,
+    "portal-keys-revoke": 15,
+    "portal-keys-disable": 15,
+    "portal-keys-enable": 15,
+    "portal-key-rotate": 15,
     "portal-key-secrets": 12,
+    "portal-one-team": 11,
     "tenants_tenant_changelist": 13,
     "budgets_price_changelist": 12,
     # The dashboard: everything about the whole installation.
@@ -44,6 +46,8 @@ ASKED_TWICE = {
     "index",
     # The list, and how the upstreams are.
     "proxy_upstream_changelist",
+    # The key as it is, and as it would be.
+    "portal-key-edit",
     # Django's own list.
     "auth_group_changelist",
 }

@@ -274,7 +274,7 @@ def rows_by_label(page: Any) -> dict[str, str]:
         ("state=revoked", {"gone"}),
         ("state=expiring", {"ending"}),
         ("state=any", {"live", "off", "over", "gone", "ending"}),
-        ("state=any&q=O", {"off", "over", "gone"}),
+        ("state=any&q=OVE", {"over"}),
         ("owner=me", set()),
         ("owner=tenant&q=live", {"live"}),
         ("state=nonsense", {"live", "off", "over", "ending"}),

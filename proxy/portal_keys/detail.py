@@ -25,7 +25,6 @@ from budgets.limited_keys import (
     counts_of,
     exactly,
     length_of,
-    own_limits_of,
     per,
     rows_of_keys,
 )
@@ -86,7 +85,8 @@ def detail(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
     if (file := charts.as_file(request, drawn)) is not None:
         return file
     events = RequestEvent.objects.filter(tenant_id=key.tenant_id, key_id=key.pk)
-    rates = [one for one in own_limits_of(key) if isinstance(one, RateLimit)]
+    budgets, rates = rows_of_keys([key.pk])
+    rows: list[Row] = [*budgets, *rates]
     context = {
         "row": row,
         "standings": standing,
@@ -95,8 +95,12 @@ def detail(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
         "charts": drawn,
         "tightest": tightest(row.limits),
         "recent": events.order_by("-at")[:RECENT],
-        "rates": [amount_of(rate, rate.limit) for rate in rates if rate.limit is not None],
-        "history": _history(key),
+        "rates": [
+            amount_of(one, one.limit)
+            for one in rows
+            if isinstance(one, RateLimit) and one.limit is not None and not one.shadow
+        ],
+        "history": _history(key, rows),
     }
     return render(request, "portal/keys/key.html", context)
 
@@ -113,10 +117,9 @@ def _limits(key: ApiKey, found: Sequence[Standing]) -> list[KeyLimit]:
     return [KeyLimit.of(one) for one in found if one.budget.key_id == key.pk]
 
 
-def _history(key: ApiKey) -> list[Done]:
+def _history(key: ApiKey, rows: Sequence[Row]) -> list[Done]:
     """What was done to the key and to its limits, the newest first; where from is for operators to know."""
     of_tenant = AuditEvent.objects.filter(tenant_id=key.tenant_id)
-    rows: list[Row] = [row for of_kind in rows_of_keys([key.pk]) for row in of_kind]
     limits = {str(row.pk): (counts_of(row), length_of(row)) for row in rows}
     # Those that are gone are known by what was told when they went.
     gone = of_tenant.filter(

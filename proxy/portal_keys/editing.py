@@ -17,6 +17,7 @@ from keys.callers import caller_of
 from keys.effects import Effect, measured, running_calls
 from keys.models import ApiKey
 from keys.states import State
+from proxy.catalog import Catalog
 from proxy.portal_keys.changing import Stale, unchanged
 from proxy.portal_keys.consequences import consequences, known_models, models_of
 from proxy.portal_keys.edit_form import EditKeyForm
@@ -31,16 +32,16 @@ from tenants.portal import tenant_page
 @tenant_page
 def edit(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
     """The form with the key as it is; or the change, unless somebody else was quicker."""
-    key = managed_key(access, key_id)
+    key, known = managed_key(access, key_id), known_models()
     if request.method != "POST":
-        return _page(request, access, key, _form(access, key))
-    form, version = _form(access, key, request.POST), request.POST.get("version", "")
+        return _page(request, access, key, _form(access, key, known), known)
+    form, version = _form(access, key, known, request.POST), request.POST.get("version", "")
     if version != versions_of([key])[key.pk] or key.revoked_at is not None:
-        return _stale(request, access, form)
+        return _stale(request, access, form, known)
     if "look" in request.POST:
-        return _page(request, access, key, form)
+        return _page(request, access, key, form, known)
     if not form.is_valid():
-        return _page(request, access, key, form, status=400)
+        return _page(request, access, key, form, known, status=400)
     changes, limits = form.changes(), form.limit_changes()
     if not changes and not limits:
         messages.info(request, _("Nothing was different, so nothing was changed."))
@@ -59,10 +60,10 @@ def edit(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
     try:
         effect = measured([key], do)
     except Stale:
-        return _stale(request, access, form)
+        return _stale(request, access, form, known)
     except ValidationError as exc:
         form.refused(exc)
-        return _page(request, access, key, form, status=400)
+        return _page(request, access, key, form, known, status=400)
     _tell(request, effect)
     return redirect("portal-key", access.tenant.slug, key.pk)
 
@@ -71,16 +72,17 @@ def edit(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
 @tenant_page
 def may_call(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
     """The part of the form's page that tells what the key may call and what is cut, for what is filled in."""
-    key = managed_key(access, key_id)
-    return render(request, "portal/keys/_form_preview.html", _foretold(key, _form(access, key, request.POST)))
+    key, known = managed_key(access, key_id), known_models()
+    told = _foretold(key, _form(access, key, known, request.POST), known)
+    return render(request, "portal/keys/_form_preview.html", told)
 
 
-def _form(access: Access, key: ApiKey, *filled_in: Any) -> EditKeyForm:
-    return EditKeyForm(access, key, models_of(ApiKey(tenant=access.tenant), known_models()), *filled_in)
+def _form(access: Access, key: ApiKey, known: Catalog | None, *filled_in: Any) -> EditKeyForm:
+    return EditKeyForm(access, key, models_of(ApiKey(tenant=access.tenant), known), *filled_in)
 
 
-def _foretold(key: ApiKey, form: EditKeyForm) -> dict[str, Any]:
-    wanted, known = form.as_key(), known_models()
+def _foretold(key: ApiKey, form: EditKeyForm, known: Catalog | None) -> dict[str, Any]:
+    wanted = form.as_key()
     return {
         "form": form,
         "preview": preview(caller_of(wanted), known),
@@ -90,11 +92,11 @@ def _foretold(key: ApiKey, form: EditKeyForm) -> dict[str, Any]:
     }
 
 
-def _stale(request: HttpRequest, access: Access, form: EditKeyForm) -> HttpResponse:
+def _stale(request: HttpRequest, access: Access, form: EditKeyForm, known: Catalog | None) -> HttpResponse:
     """The key as it is now, in a form of its own, with what was filled in beside it: it is not to be lost."""
     key = key_of(access, form.key.pk)
-    touched = _form(access, key, form.data).touched()
-    return _page(request, access, key, _form(access, key), status=409, touched=touched)
+    touched = _form(access, key, known, form.data).touched()
+    return _page(request, access, key, _form(access, key, known), known, status=409, touched=touched)
 
 
 def _page(
@@ -102,6 +104,7 @@ def _page(
     access: Access,
     key: ApiKey,
     form: EditKeyForm,
+    known: Catalog | None,
     *,
     status: int = 200,
     touched: list[tuple[str, str]] | None = None,
@@ -115,7 +118,7 @@ def _page(
         "touched": touched or [],
         "longest": access.tenant.max_key_days,
     }
-    return render(request, "portal/keys/edit.html", context | _foretold(key, form), status=status)
+    return render(request, "portal/keys/edit.html", context | _foretold(key, form, known), status=status)
 
 
 def _tell(request: HttpRequest, effect: Effect) -> None:
