@@ -14,8 +14,9 @@ from django.utils.translation import gettext as _
 
 from budgets.usage import FIGURES, NONE, PARTS, Selection
 
-# What calls can have none of; said by ``without=team``, because an empty field of a form says nothing.
-WITHOUT = ("team", "member", "run")
+# What calls can have none of, or of whose route nobody knows; said by ``without=team``, because an empty
+# field of a form says nothing.
+WITHOUT = ("team", "member", "route", "run")
 IDS = ("team", "member", "key", "request")
 TEXTS = ("model", "upstream", "operation", "route", "run")
 DAYS = {"from": "from_day", "before": "before_day"}
@@ -77,7 +78,7 @@ class UsageForm(forms.Form):
         wanted |= {f"{name}_id": cleaned[name] for name in IDS}
         wanted |= {name: cleaned[name] or None for name in TEXTS}
         for part in cleaned["without"]:
-            wanted |= {"run": ""} if part == "run" else {f"{part}_id": NONE}
+            wanted |= {part: ""} if part in TEXTS else {f"{part}_id": NONE}
         return Selection(tenant_id=tenant_id, **wanted)
 
 

@@ -33,6 +33,7 @@ LOCK = 0x544F4C4C01
 
 ROLLUP_KEY = (
     "tenant_id", "day", "hour_start", "team_id", "member_id", "key_id", "model", "upstream", "operation",
+    "route",
 )  # fmt: skip
 ROLLUP_NAMES = ("tenant", "team", "member", "key")
 

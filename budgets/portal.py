@@ -64,7 +64,7 @@ NAMES = {
     "since": _("ended since"),
     "until": _("ended until"),
 }
-WITHOUT_ONE = {"team": _("no team"), "member": _("no member"), "run": _("no run")}
+WITHOUT_ONE = {"team": _("no team"), "member": _("no member"), "route": _("not known"), "run": _("no run")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +225,7 @@ def _filters(selection: Selection, access: Access, by: Sequence[str]) -> Iterato
 def _called(selection: Selection, part: str, value: Any) -> str:
     """The name of what a selection is narrowed to; its id where nothing of it is selected."""
     if part in WITHOUT and value in (NONE, ""):
-        return gettext("none")
+        return str(WITHOUT_ONE["route"]) if part == "route" else gettext("none")
     if part not in IDS or part == "request":
         return str(value)
     rows = breakdown(selection, [part]).rows

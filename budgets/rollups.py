@@ -119,7 +119,7 @@ def _anew(part: Part) -> tuple[str, list[Any]]:
     query = (
         f"SELECT {KEY}, {sums}, max(id) AS latest FROM ("  # noqa: S608, the columns are the models' own
         "SELECT tenant_id, day, date_trunc('hour', ended_at, 'UTC') AS hour_start, "
-        f"team_id, member_id, key_id, model, upstream, operation, {', '.join(SUMS)}, id, "
+        f"team_id, member_id, key_id, model, upstream, operation, route, {', '.join(SUMS)}, id, "
         "CASE WHEN exact THEN 0 ELSE input_tokens + output_tokens END AS estimated_tokens "
         f"FROM budgets_ledgerentry AS entry WHERE {where}) AS entries GROUP BY {KEY}"
     )

@@ -15,6 +15,7 @@ from tenants.commands import member_with, moment, tenant_called
 from tenants.models import Tenant
 
 TEXTS = ("model", "upstream", "operation", "route", "run")
+EMPTY = {"route": "; empty: whose route is not known", "run": "; empty: of calls of none"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,9 @@ def add_selection_arguments(parser: CommandParser) -> None:
     parser.add_argument("--member", metavar="EMAIL", help="only that of this member; of one gone, their id")
     parser.add_argument("--key", metavar="PUBLIC_ID", help="only that of this key; of one gone, its id")
     for name in TEXTS:
-        of_none = "; empty: of calls of none" if name == "run" else ""
-        parser.add_argument(f"--{name}", metavar="NAME", help=f"only that of this {name}{of_none}")
+        parser.add_argument(
+            f"--{name}", metavar="NAME", help=f"only that of this {name}{EMPTY.get(name, '')}"
+        )
     parser.add_argument("--from", dest="from_day", metavar="DAY", help="from this accounting day on")
     parser.add_argument("--before", dest="before_day", metavar="DAY", help="before this accounting day")
     parser.add_argument("--since", metavar="WHEN", help="calls that ended then or later: a date or a time")

@@ -51,7 +51,7 @@ PARTS = {
     "request": ("request",),
 }
 # What rollups do not know.
-ONLY_ENTRIES = frozenset({"route", "run", "request"})
+ONLY_ENTRIES = frozenset({"run", "request"})
 # Of what has an id: where it stands while it exists.
 _LIVE: dict[str, Any] = {"tenant": Tenant, "team": Team, "member": Member, "key": ApiKey}
 
@@ -70,8 +70,9 @@ class Selection:
 
     Days are accounting days, ``[from_day, before_day)``; instants are those at
     which calls ended, ``[since, until)``. ``run`` empty, and a team or member
-    of ``NONE``: calls that belong to none. ``request_id``: what was booked of a
-    request, and what was corrected of it.
+    of ``NONE``: calls that belong to none; ``route`` empty: those of which nobody
+    knows it any more. ``request_id``: what was booked of a request, and what was
+    corrected of it.
     """
 
     tenant_id: UUID | None = None
@@ -100,7 +101,7 @@ class Selection:
 
     def rollups(self) -> QuerySet[UsageRollup] | None:
         """Rollups that add up to the same, in no particular order; None if there are none such."""
-        unknown = (self.route, self.run, self.request_id)
+        unknown = (self.run, self.request_id)
         if any(value is not None for value in unknown) or not all(
             at is None or at.timestamp() % 3600 == 0 for at in (self.since, self.until)
         ):

@@ -54,6 +54,7 @@ def settled(
     key_id: UUID | None = None,
     key: str = "nightly",
     model: str = "tiny:1b",
+    route: str = "chat",
     exact: bool = True,
     **figures: int,
 ) -> UUID:
@@ -64,7 +65,7 @@ def settled(
         "request_id": str(request_id), "tenant_id": str(tenant.pk), "tenant": tenant.slug,
         "team_id": None, "team": "", "member_id": None, "member": "",
         "key_id": str(key_id or UUID(int=1)), "key": key, "model": model, "upstream": "main",
-        "route": "chat", "operation": "chat", "dialect": "OLLAMA", "stream": True, "run": "",
+        "route": route, "operation": "chat", "dialect": "OLLAMA", "stream": True, "run": "",
         "time_zone": tenant.time_zone, "price": [str(PRICE_ID), 300_000, 30_000, 1_000_000, 5],
         "counters": [],
     }  # fmt: skip

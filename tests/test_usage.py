@@ -37,7 +37,9 @@ def summed(rows: list[dict[str, Any]]) -> dict[str, int]:
 @given(
     booked=some_ledger,
     by=st.lists(st.sampled_from(in_rollups), max_size=3, unique=True),
-    whose=st.sampled_from([{}, {"tenant_id": ACME}, {"team_id": NONE}, {"key_id": KEY, "model": "one"}]),
+    whose=st.sampled_from(
+        [{}, {"tenant_id": ACME}, {"team_id": NONE}, {"key_id": KEY, "model": "one"}, {"route": "two"}]
+    ),
     days=st.sampled_from([{}, {"from_day": date(2026, 3, 1), "before_day": date(2026, 4, 1)}]),
     hours=st.sampled_from([{}, {"since": NOON}, {"until": NOON + timedelta(days=9)}]),
 )
@@ -67,10 +69,10 @@ def without_names(found: Breakdown) -> list[tuple[Any, ...]]:
         pytest.param(["key"], Selection(since=NOON), True, id="from a whole hour on"),
         pytest.param(["key"], Selection(until=NOON + timedelta(milliseconds=1)), False, id="within an hour"),
         pytest.param(["key", "run"], ALL, False, id="by run"),
-        pytest.param(["route"], ALL, False, id="by route"),
+        pytest.param(["route"], ALL, True, id="by route"),
         pytest.param(["request"], ALL, False, id="by request"),
         pytest.param(["key"], Selection(run=""), False, id="of no run"),
-        pytest.param(["key"], Selection(route="/api/chat"), False, id="of a route"),
+        pytest.param(["key"], Selection(route="/api/chat"), True, id="of a route"),
     ],
 )
 def test_rollups_are_read_where_they_know_enough(by, selection, from_rollups):

@@ -14,7 +14,7 @@ from django.test import Client
 from django.urls import reverse
 
 from budgets import portal
-from budgets.models import LedgerEntry
+from budgets.models import LedgerEntry, UsageRollup
 from tenants import services
 from tenants.models import Member, Tenant, User
 from tests import ledgers
@@ -267,6 +267,20 @@ def test_what_usage_is_narrowed_to_is_named_and_can_be_taken_back(acme: Tenant, 
     assert "team:" not in text_of(wider.content.decode())
     # The form keeps it for other days.
     assert f'<input type="hidden" name="team" value="{team.pk}">' in narrowed.content.decode()
+
+
+def test_a_route_that_nobody_knows_any_more_is_said_to_be_so_and_can_be_asked_for(
+    acme: Tenant, finance: Client
+) -> None:
+    book(ledgers.of(acme, route="/api/chat"), ledgers.of(acme, route="/api/generate", output_tokens=700))
+    UsageRollup.objects.filter(route="/api/generate").update(route="")
+
+    by_route = finance.get(f"/portal/acme/usage/{MARCH}&by=route")
+    narrowed = finance.get(link(by_route, "not known"))
+
+    assert [row.split(" 1 ")[0] for row in rows_of(by_route)[:-1]] == ["not known", "/api/chat"]
+    assert "route: not known" in text_of(narrowed.content.decode())
+    assert "700" in rows_of(narrowed)[-1]
 
 
 def test_an_hour_is_told_by_the_clock_of_the_tenant_and_leads_to_its_entries(

@@ -70,16 +70,21 @@ class UsageRollupAdmin(GrowingList, ReadOnlyAdmin):
 
     newest_by = "hour_start"
     list_display = [
-        "hour_start", "tenant", "key", "model", "operation", "requests", "input_tokens", "output_tokens",
-        "gpu_ms", "cost_micro_usd",
+        "hour_start", "tenant", "key", "model", "operation", "route_known", "requests", "input_tokens",
+        "output_tokens", "gpu_ms", "cost_micro_usd",
     ]  # fmt: skip
     list_filter = [narrowing("tenant_id", "tenant"), when("hour_start")]
-    search_help_text = "Slug or id of a tenant, or a whole model, key or operation"
-    compared = ("model", "key", "operation")
+    search_help_text = "Slug or id of a tenant, or a whole model, key, operation or route"
+    compared = ("model", "key", "operation", "route")
 
     def found(self, rows: QuerySet[UsageRollup], term: str) -> QuerySet[UsageRollup] | None:
         tenant = tenant_called(term)
         return None if tenant is None else rows.filter(tenant_id=tenant)
+
+    @admin.display(description="route", empty_value="not known")
+    def route_known(self, obj: UsageRollup) -> str | None:
+        """The route; none of what was archived before rollups had one."""
+        return obj.route or None
 
 
 @admin.register(BudgetPeriod)

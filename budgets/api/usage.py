@@ -155,7 +155,10 @@ OF_SELECTION = [
     *(OpenApiParameter(name, OpenApiTypes.UUID) for name in IDS),
     *(OpenApiParameter(name) for name in TEXTS),
     OpenApiParameter(
-        "without", description="Calls that have no team, member or run.", enum=WITHOUT, many=True
+        "without",
+        description="Calls that have no team, member or run, or whose route is not known.",
+        enum=WITHOUT,
+        many=True,
     ),
 ]
 

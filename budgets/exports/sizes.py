@@ -61,6 +61,6 @@ def _entries(order: Order) -> tuple[int, bool]:
 def _groups(order: Order) -> int:
     """How many groups the rollups know, which have the ledger by the hour and are much smaller."""
     # What they do not know only makes fewer of them.
-    selection = replace(order.selection, route=None, run=None, request_id=None, since=None, until=None)
+    selection = replace(order.selection, run=None, request_id=None, since=None, until=None)
     rollups = selection.rollups()
     return 0 if rollups is None else rollups.values(*order.profile.groups).distinct().count()

@@ -160,10 +160,11 @@ class LedgerEntry(models.Model):
 
 
 class UsageRollup(models.Model):
-    """Sums of the ledger for one hour of one key, model, upstream and operation.
+    """Sums of the ledger for one hour of one key, model, upstream, operation and route.
 
     ``day`` is the tenant's; an hour in which two of its days meet has a row for
-    each. Names are those of the latest entry.
+    each. Names are those of the latest entry. ``route`` is empty where it is not
+    known: what was archived before rollups had routes.
     """
 
     tenant_id = models.UUIDField()
@@ -175,6 +176,9 @@ class UsageRollup(models.Model):
     model = models.TextField()
     upstream = models.TextField()
     operation = models.TextField()
+    route = models.TextField(
+        blank=True, default="", db_default="", help_text="Empty: the entries were archived without it."
+    )
     tenant = models.TextField()
     team = models.TextField(blank=True)
     member = models.TextField(blank=True)
@@ -196,7 +200,7 @@ class UsageRollup(models.Model):
             models.UniqueConstraint(
                 fields=[
                     "tenant_id", "day", "hour_start", "team_id", "member_id", "key_id",
-                    "model", "upstream", "operation",
+                    "model", "upstream", "operation", "route",
                 ],
                 nulls_distinct=False,
                 name="budgets_usagerollup_once_per_hour_and_part",
