@@ -201,7 +201,7 @@ FLAT_BYTES = 12 * 2**20
     ("options", "rows"),
     [
         pytest.param(["--profile", "requests"], MANY, id="csv"),
-        pytest.param(["--profile", "focus", "--gzip"], 1120, id="focus"),
+        pytest.param(["--profile", "focus", "--gzip"], 8960, id="focus"),
     ],
 )
 def test_memory_is_flat_however_many_rows_there_are(
