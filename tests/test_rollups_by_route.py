@@ -76,7 +76,7 @@ def sums() -> list[tuple[Any, ...]]:
             f"SELECT tenant_id, day, hour_start, key_id, operation, max(key), {figures} "  # noqa: S608
             "FROM budgets_usagerollup GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5"
         )
-        return cursor.fetchall()
+        return list(cursor.fetchall())
 
 
 def test_what_the_ledger_still_has_is_told_apart_and_no_sum_changes(acme: Tenant) -> None:
