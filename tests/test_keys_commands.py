@@ -85,6 +85,7 @@ def test_create_tenant_says_which_models_its_keys_may_call(options, allow_all_mo
         "slug": "acme",
         "name": "ACME",
         "time_zone": "Asia/Tokyo",
+        "language": "",
         "allow_all_models": allow_all_models,
         "models": models,
         "owner": None,

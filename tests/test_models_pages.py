@@ -153,7 +153,7 @@ def test_a_cost_is_told_once_it_is_booked_and_to_nobody_else(house: House, owner
 
     assert before == {}
     assert told == {
-        "cost_usd": f"{entry.cost_micro_usd / 10**6:.6f}",
+        "cost": f"${entry.cost_micro_usd / 10**6:.6f}",
         "input_tokens": entry.input_tokens,
         "output_tokens": entry.output_tokens,
         "exact": True,
