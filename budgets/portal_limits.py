@@ -29,7 +29,7 @@ from tenants.access import Access, Reach
 from tenants.portal import tenant_page
 
 # More than anybody reads at once, and drawn within the time that a page may take.
-ON_A_PAGE = 100
+ON_A_PAGE = 50
 MOST_RECIPIENTS = 50
 # A test goes to any address that somebody typed in.
 TESTS_IN_AN_HOUR = 10

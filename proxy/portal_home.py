@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from django.db.models import Exists, OuterRef
+from django.db.models import OuterRef, Subquery
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.urls import path
@@ -136,8 +136,11 @@ def _care(access: Access, seeing: Seeing) -> list[Care]:
     for key in keys.filter(expires_at__lte=moment + EXPIRING).order_by("expires_at")[:MOST_KEYS]:
         expired = key.expires_at is not None and key.expires_at <= moment
         found[key.pk] = Care(key, expires_at=key.expires_at, expired=expired)
-    used = UsageRollup.objects.filter(key_id=OuterRef("pk"), day__gt=(moment - UNUSED).date())
-    for key in keys.filter(~Exists(used), created_at__lt=moment - UNUSED)[:MOST_KEYS]:
+    # The newest day of each key by its index: whether there is one is otherwise asked of all rollups at once.
+    days = UsageRollup.objects.filter(key_id=OuterRef("pk"), day__gt=(moment - UNUSED).date())
+    used_on = Subquery(days.order_by("-day").values("day")[:1])
+    old = keys.filter(created_at__lt=moment - UNUSED)
+    for key in old.annotate(used_on=used_on).filter(used_on=None)[:MOST_KEYS]:
         found.setdefault(key.pk, Care(key)).unused = True
     for one in (*seeing.own, *seeing.others):
         if one.scope != Scope.KEY or one.row.shadow or one.percent is None or one.percent < HIGH:

@@ -98,7 +98,7 @@ def test_an_owner_sees_those_of_the_others_too_and_none_of_another_tenant(house:
 
 def test_limits_on_more_others_than_fit_have_pages_on_which_each_is_once(house: House) -> None:
     owner = a_person("owner", house.acme)
-    teams = Team.objects.bulk_create(Team(tenant=house.acme, name=f"team {n:03}") for n in range(101))
+    teams = Team.objects.bulk_create(Team(tenant=house.acme, name=f"team {n:03}") for n in range(51))
     Budget.objects.bulk_create(
         Budget(scope="team", tenant=house.acme, team=team, unit="tokens", period="day", limit=9)
         for team in teams
@@ -111,8 +111,8 @@ def test_limits_on_more_others_than_fit_have_pages_on_which_each_is_once(house: 
     beyond = browser.get("/portal/acme/limits/?page=9").content.decode()
 
     named = [set(re.findall(r"\bteam \d{3}", page)) for page in (first, second)]
-    assert [len(names) for names in named] == [100, 1]
-    assert len(named[0] | named[1]) == 101
+    assert [len(names) for names in named] == [50, 1]
+    assert len(named[0] | named[1]) == 51
     assert "Page 1 of 2" in first
     assert "Page 2 of 2" in second
     assert "Page 2 of 2" in beyond

@@ -77,6 +77,7 @@ class ScopedAdmin(ModelAdmin):
     search_fields = ["tenant__slug", "model", "upstream", "key__label"]
     autocomplete_fields = ["tenant", "team", "member", "key"]
     show_full_result_count = False
+    list_per_page = 50
 
     @admin.display(description="whose")
     def whose(self, obj: Budget | RateLimit) -> str:
