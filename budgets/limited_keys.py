@@ -11,14 +11,12 @@ from uuid import UUID
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Q, QuerySet
-from django.utils.functional import Promise
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
 from django.views.decorators.debug import sensitive_variables
 
 from audit.models import AuditEvent
 from budgets.key_limits import MEASURES
-from budgets.models import Budget, Measure, PeriodKind, RateLimit, Scope
+from budgets.models import Budget, PeriodKind, RateLimit, Scope
 from budgets.periods import kind_and_seconds
 from budgets.services import (
     change_period,
@@ -27,7 +25,7 @@ from budgets.services import (
     set_budget,
     set_rate_limit,
 )
-from budgets.words import window_name
+from budgets.words import unit_name, window_name
 from keys.models import ApiKey
 from keys.services import change_key, issue_key
 from tenants.figures import grouped
@@ -42,12 +40,6 @@ _SECONDS = {
     PeriodKind.YEAR: 366 * 86_400,
     PeriodKind.LIFETIME: math.inf,
 }
-RATES: dict[str, Promise] = {
-    Measure.REQUESTS_PER_MINUTE: gettext_lazy("requests a minute"),
-    Measure.TOKENS_PER_MINUTE: gettext_lazy("tokens a minute"),
-    Measure.CONCURRENT_REQUESTS: gettext_lazy("requests at one time"),
-}
-
 Row = Budget | RateLimit
 
 
@@ -222,7 +214,10 @@ def exactly(counts: str, limit: int) -> str:
 
 def per(counts: str, period: str) -> str:
     """What stands behind such an amount: ``requests a day``, ``requests at one time``."""
-    return f"{MEASURES[counts].unit} {window_name(period)}" if period else str(RATES[counts])
+    if period:
+        return f"{MEASURES[counts].unit} {window_name(period)}"
+    rate = RateLimit(measure=counts)
+    return f"{unit_name(rate.unit)} {window_name(rate.length)}"
 
 
 def _carry_out(key: ApiKey, change: LimitChange, actor: str) -> None:
