@@ -8,9 +8,11 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import orjson
+from django.db import connection
 from django.utils.timezone import now
 
-from budgets import ledger
+from audit import months
+from budgets import booking, ledger
 from budgets.counters import SETTLED, USAGE
 from budgets.models import LedgerEntry, UsageRollup
 from budgets.usage import FIGURES, Selection, totals
@@ -32,10 +34,20 @@ def quiet_counters() -> None:
     believed_by_postgres()
 
 
-def ago(months: int) -> date:
+def without_old_months() -> None:
+    """Take away the partitions of months before this one, which tests before have left in the database."""
+    for table in booking.BY_MONTH:
+        for month, partition in months.partitions(table).items():
+            if month < ago(0):
+                with connection.cursor() as cursor:
+                    cursor.execute(f'DROP TABLE "{partition}"')
+    months.forget_what_is_known()
+
+
+def ago(count: int) -> date:
     """The first day of the month so many months before the present one (UTC)."""
-    count = now().year * 12 + now().month - 1 - months
-    return date(count // 12, count % 12 + 1, 1)
+    number = now().year * 12 + now().month - 1 - count
+    return date(number // 12, number % 12 + 1, 1)
 
 
 def on(day: date, clock: str = "12:00", zone: str = "Europe/Berlin") -> datetime:

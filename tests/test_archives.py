@@ -36,7 +36,17 @@ from budgets.open_months import following
 from budgets.usage import FIGURES, SUMS
 from config.celery import app
 from tenants.models import Tenant
-from tests.accounts import a_tenant, ago, of_ledger, of_rollups, on, quiet_counters, settled, used
+from tests.accounts import (
+    a_tenant,
+    ago,
+    of_ledger,
+    of_rollups,
+    on,
+    quiet_counters,
+    settled,
+    used,
+    without_old_months,
+)
 from tests.test_closed_months import another_transaction, in_a_thread
 from tests.test_docs import ROOT
 
@@ -49,6 +59,7 @@ def _books(settings: Any, tmp_path: Path) -> None:
     settings.ARCHIVE_DIR = tmp_path / "archive"
     settings.LEDGER_KEEP_MONTHS = 2
     quiet_counters()
+    without_old_months()
 
 
 @pytest.fixture

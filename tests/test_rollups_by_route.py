@@ -19,7 +19,7 @@ from budgets.rollups import Part, differences, rebuild
 from budgets.usage import FIGURES, Selection, breakdown
 from budgets.verification import verify
 from tenants.models import Tenant
-from tests.accounts import a_tenant, ago, of_rollups, on, quiet_counters, used
+from tests.accounts import a_tenant, ago, of_rollups, on, quiet_counters, used, without_old_months
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -33,6 +33,7 @@ def _books(settings: Any, tmp_path: Path) -> None:
     settings.ARCHIVE_DIR = tmp_path / "archive"
     settings.LEDGER_KEEP_MONTHS = 2
     quiet_counters()
+    without_old_months()
 
 
 @pytest.fixture
