@@ -177,11 +177,14 @@ class House:
         return Caller(key, secret, client)
 
     def booked(self, count: int = 1) -> list[LedgerEntry]:
-        """The ledger once ``count`` entries stand in it, oldest first."""
+        """The ledger once ``count`` entries stand in it, in the order in which the calls came.
+
+        A call may be settled after the next one, for its client has the answer before.
+        """
 
         def entries() -> list[LedgerEntry]:
             ledger.drain()
-            found = list(LedgerEntry.objects.order_by("id"))
+            found = list(LedgerEntry.objects.order_by("request_id", "id"))
             return found if len(found) >= count else []
 
         found: list[LedgerEntry] = eventually(entries)

@@ -161,6 +161,7 @@ def test_whom_nobody_trusts_cannot_say_where_they_are(house: House):
 def test_behind_a_trusted_proxy_the_clients_own_address_counts(
     behind_a_proxy: Gateway, house: House, forwarded: str, status: int
 ):
+    ready(behind_a_proxy.url, house.ada.secret)
     caller = house.caller(address_blocks=["192.0.2.0/24", "2001:db8::/32"])
     caller.http.base_url = behind_a_proxy.url
 

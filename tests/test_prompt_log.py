@@ -56,6 +56,7 @@ from tenants.services import add_member, create_tenant, create_user
 from tests.conftest import Caller, House, eventually
 from tests.fault_proxy import line_to
 from tests.gateway import Gateway, database_url
+from tests.test_crashes import ready
 from tests.test_hostile import CANARY, DOORS, MESSAGES, everything_in_postgres, everything_in_redis
 
 OLD, NEW = (bytes([number]) * 32 for number in (1, 2))
@@ -74,10 +75,16 @@ def key_at_hand() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def keeping(gateway: Gateway) -> Iterator[Gateway]:
-    """A gateway that can keep prompts; the one of the house cannot."""
+def second(gateway: Gateway) -> Iterator[Gateway]:
     with Gateway(PROMPT_LOG_KEYS=in_settings(OLD), PROMPT_LOG_MAX_CHARACTERS="2000") as running:
         yield running
+
+
+@pytest.fixture
+def keeping(house: House, second: Gateway) -> Gateway:
+    """A gateway that can keep prompts; the one of the house cannot."""
+    ready(second.url, house.ada.secret)
+    return second
 
 
 def post(gateway: Gateway, caller: Caller, path: str, body: dict[str, Any]) -> httpx.Response:
