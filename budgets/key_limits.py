@@ -1,4 +1,8 @@
-"""The budgets of keys as people see them: what is used, held and left, and until when."""
+"""The budgets of keys as people see them: what is used, held and left, and until when.
+
+A key's own budgets only, those without a limit too, for lists of keys and
+their charts. What holds for a person is told by ``limits_seen``.
+"""
 
 from __future__ import annotations
 

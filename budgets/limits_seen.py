@@ -3,6 +3,9 @@
 Figures come from the counters. While Redis cannot be asked, those of budgets
 are what the ledger has booked, with the time of the last booking; what is held,
 and what came within the last minute, nobody knows then.
+
+It begins with a person and finds all that holds for them, rate limits too.
+``key_limits`` begins with keys, and ``meters`` with what a live view is about.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from budgets.counters import Counter, redis_in_bytes
 from budgets.forecasts import Forecast, forecast
 from budgets.limits import changes_at, kind_of, limit_now, with_raises
 from budgets.models import Budget, RateLimit, Scope
-from budgets.standing import Standing, standings
+from budgets.standing import Standing, percent_of, standings
 from keys.models import ApiKey
 from tenants.access import Access, Reach
 from tenants.clock import clock
@@ -78,10 +81,8 @@ class Seen:
 
     @property
     def percent(self) -> int | None:
-        """How much of it is used or held, in whole percent, rounded down, 100 at most."""
-        if self.left is None:
-            return None
-        return 100 if not self.limit else min(100, (self.limit - self.left) * 100 // self.limit)
+        """How much of it is used or held, as far as is known."""
+        return None if self.used is None else percent_of(self.limit, self.used + (self.held or 0))
 
 
 @dataclass(frozen=True, slots=True)

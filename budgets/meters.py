@@ -1,4 +1,9 @@
-"""How far budgets are used, as the live meters of the portal show it."""
+"""How far budgets are used, as the live meters of the portal show it.
+
+A live view tells by itself since when it is old, so the ledger never stands in
+for the counters here. Limits that a page reads once, and calculates with, are
+those of ``limits_seen`` and ``key_limits``.
+"""
 
 from __future__ import annotations
 
@@ -113,10 +118,6 @@ def meters_of(found: Iterable[Standing]) -> list[Meter]:
 
 def _meter(one: Standing) -> Meter:
     row, limit = one.budget, one.limit
-    taken = one.used + one.held
-    percent = None
-    if limit is not None:
-        percent = min(100, taken * 100 // limit) if limit else 100
     return Meter(
         whose=_whose(row),
         what=f"{WHAT[row.unit]}, {PRESENT.get(row.period) or _('in %(length)s') % {'length': one.length}}",
@@ -124,7 +125,7 @@ def _meter(one: Standing) -> Meter:
         held=_amount(one.held, row.unit),
         left="" if one.left is None else _amount(max(0, one.left), row.unit),
         limit="" if limit is None else _amount(limit, row.unit),
-        percent=percent,
+        percent=one.percent,
         ends_at=one.ends_at,
         shadow=row.shadow,
     )

@@ -49,6 +49,16 @@ class Standing:
         """The present period as people write it; it may be cut off where the calendar was changed."""
         return in_words(self.calendar.kind, self.calendar.seconds)
 
+    @property
+    def percent(self) -> int | None:
+        """How much is used or held; None without a limit."""
+        return None if self.limit is None else percent_of(self.limit, self.used + self.held)
+
+
+def percent_of(limit: int, taken: int) -> int:
+    """How much of a limit is taken, in whole percent, rounded down, 100 at most; of 0 nothing is left."""
+    return min(100, taken * 100 // limit) if limit else 100
+
 
 def standings(budgets: Sequence[Budget], *, late_seconds: int = 0) -> list[Standing]:
     """How ``budgets`` stand, in their order. Raises ``RedisError`` if Redis cannot be reached.

@@ -66,7 +66,7 @@ class TenantWithUseAdmin(TenantActions):
             found = standings(list(budgets.select_related("tenant").prefetch_related("raises")))
         except RedisError:
             return "unknown: Redis cannot be asked"
-        context = {"budgets": [(stand, _told(stand), _percent(stand)) for stand in found]}
+        context = {"budgets": [(stand, _told(stand)) for stand in found]}
         return render_to_string("admin/tenants/tenant/_budgets.html", context)
 
     @admin.display(description="what it has elsewhere")
@@ -94,9 +94,10 @@ def _tightest() -> dict[UUID | None, Standing]:
     if len(budgets) > MOST_BUDGETS:
         return {}
     try:
-        return {stand.budget.tenant_id: stand for stand in sorted(standings(budgets), key=_percent)}
+        found = sorted(standings(budgets), key=lambda stand: stand.percent or 0)
     except RedisError:
         return {}
+    return {stand.budget.tenant_id: stand for stand in found}
 
 
 def _columns(
@@ -113,13 +114,9 @@ def _columns(
     @admin.display(description="tightest budget", empty_value="-")
     def budget(obj: Tenant) -> str | None:
         stand = tightest.get(obj.pk)
-        return None if stand is None else f"{_percent(stand)} % of {_told(stand)}"
+        return None if stand is None else f"{stand.percent} % of {_told(stand)}"
 
     return [cost, tokens, budget]
-
-
-def _percent(stand: Standing) -> int:
-    return min(100, (stand.used + stand.held) * 100 // stand.limit) if stand.limit else 100
 
 
 def _told(stand: Standing) -> str:
