@@ -21,7 +21,6 @@ IDS = ("team", "member", "key", "request")
 TEXTS = ("model", "upstream", "operation", "route", "run")
 DAYS = {"from": "from_day", "before": "before_day"}
 INSTANTS = ("since", "until")
-FILTERS = (*DAYS, *INSTANTS, *IDS, *TEXTS, "without")
 ORDERS = [sign + figure for figure in FIGURES for sign in ("", "-")]
 MOST_ROWS = 1000
 

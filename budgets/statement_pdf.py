@@ -42,7 +42,6 @@ HEADING = ParagraphStyle("heading", parent=TEXT, fontName=BOLD, fontSize=10, lea
 FIGURE_HEADS = ("Requests", "Input", "Cached", "Output", "Estimated", "GPU s", "Cost USD")
 # Of the columns of figures, in millimetres; names share what is left of the line.
 FIGURE_WIDTHS = (19, 24, 22, 24, 18, 25, 28)
-LINE_WIDTH = 267
 
 
 def pdf_of(statement: Statement) -> bytes:

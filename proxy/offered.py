@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from uuid import UUID
 
 import orjson
@@ -84,11 +83,3 @@ def stopped(model: Installed, switches: list[KillSwitch]) -> bool:
             return True
     closed = {switch.upstream for switch in switches if switch.scope == "upstream"}
     return all(name in closed for name in model.upstreams)
-
-
-def modified_at(model: Installed) -> datetime | None:
-    """When the model was made or pulled, as its upstream tells it."""
-    try:
-        return datetime.fromisoformat(str(model.entry.get("modified_at")))
-    except ValueError:
-        return None

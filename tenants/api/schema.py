@@ -35,8 +35,6 @@ OF_BODIES = {
     "415": "The body is not JSON.",
 }
 OF_POSTS = {"422": "Another request came with the same `Idempotency-Key` before."}
-BY_METHOD = {"get": {}, "post": OF_BODIES | OF_POSTS, "patch": OF_BODIES, "delete": OF_BODIES}
-REPEATS = "The same request twice is carried out once; a repeat gets the first answer, for 24 hours."
 
 
 class Schema(AutoSchema):
