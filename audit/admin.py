@@ -44,6 +44,16 @@ class ReadOnlyAdmin(ModelAdmin):
         return queryset.filter(Q.create([(name, wanted) for name in self.id_fields], Q.OR)), False
 
 
+class ServiceAdmin(ModelAdmin):
+    """For models that services write, each change with its audit event; lists never count the whole table."""
+
+    show_full_result_count = False
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        for row in queryset:
+            self.delete_model(request, row)
+
+
 class AuditedAdmin(ModelAdmin):
     """For models without services: what Django logs of a change is recorded in the audit too."""
 

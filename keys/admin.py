@@ -13,10 +13,10 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.timezone import now
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import TabularInline
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
-from audit.admin import ReadOnlyAdmin
+from audit.admin import ReadOnlyAdmin, ServiceAdmin
 from audit.models import LoggedPrompt
 from audit.sealing import Unreadable
 from keys import services
@@ -29,6 +29,7 @@ from keys.models import AnonymousAccess, ApiKey, KeySecret, ManagementKey, Polic
 from keys.prompts import check_lifetime, find_prompt, read_prompt, set_prompt_rules
 from keys.scopes import SCOPES
 from keys.states import State, in_state
+from tenants.admin import OnePerTenantAdmin
 from tenants.forms import WhichModelsForm
 from tenants.models import ServiceAccount, User
 
@@ -124,7 +125,7 @@ class SecretInline(TabularInline):
         return False
 
 
-class IssuedOnce(ModelAdmin):
+class IssuedOnce(ServiceAdmin):
     """Keys whose secret the page after the form shows, once; ``save_model`` leaves it at the request."""
 
     issued = "Key issued"
@@ -184,7 +185,6 @@ class ApiKeyAdmin(KeyActions, IssuedOnce):
         "or an e-mail address"
     )
     autocomplete_fields = ["tenant", "member", "service_account"]
-    show_full_result_count = False
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
         never = ["created_at", "disabled_at", "disabled_reason", "revoked_at", "revoked_reason"]
@@ -238,7 +238,6 @@ class ManagementKeyAdmin(IssuedOnce):
     list_filter = [ManagementStateFilter]
     search_fields = ["label__startswith", "public_id__exact", "tenant__slug__exact"]
     autocomplete_fields = ["tenant"]
-    show_full_result_count = False
     actions = ["revoke"]
 
     def get_fields(self, request: HttpRequest, obj: Model | None = None) -> list[Any]:
@@ -284,7 +283,7 @@ class ManagementKeyAdmin(IssuedOnce):
 
 
 @admin.register(PolicyRule)
-class PolicyRuleAdmin(ModelAdmin):
+class PolicyRuleAdmin(ServiceAdmin):
     """What clients may ask of Ollama, for everybody, a tenant or a key."""
 
     fields = ["tenant", "key", "option", "allowed", "minimum", "maximum", "default_value"]
@@ -293,7 +292,6 @@ class PolicyRuleAdmin(ModelAdmin):
     list_filter = ["option"]
     search_fields = ["tenant__slug", "key__label"]
     autocomplete_fields = ["tenant", "key"]
-    show_full_result_count = False
 
     @admin.display(description="whose")
     def whose(self, obj: PolicyRule) -> str:
@@ -313,28 +311,14 @@ class PolicyRuleAdmin(ModelAdmin):
     def delete_model(self, request: HttpRequest, obj: PolicyRule) -> None:
         services.remove_policy(rule=obj, actor=str(request.user))
 
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[PolicyRule]) -> None:
-        for rule in queryset:
-            self.delete_model(request, rule)
-
 
 @admin.register(AnonymousAccess)
-class AnonymousAccessAdmin(ModelAdmin):
+class AnonymousAccessAdmin(OnePerTenantAdmin):
     """Whom tenants let in without a key. A door is closed, never deleted: its key is in the books."""
 
     fields = ["tenant", "enabled", "models", *ANONYMOUS_LIMITS, "warning_percent"]
     list_display = ["tenant", "enabled", *ANONYMOUS_LIMITS]
-    list_select_related = ["tenant"]
     list_filter = ["enabled"]
-    search_fields = ["tenant__slug"]
-    autocomplete_fields = ["tenant"]
-    show_full_result_count = False
-
-    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
-        return ["tenant"] if obj else []
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
 
     def save_model(self, request: HttpRequest, obj: AnonymousAccess, form: Any, change: bool) -> None:
         names = ("enabled", "models", *ANONYMOUS_LIMITS, "warning_percent")
@@ -343,21 +327,11 @@ class AnonymousAccessAdmin(ModelAdmin):
 
 
 @admin.register(PromptRules)
-class PromptRulesAdmin(ModelAdmin):
+class PromptRulesAdmin(OnePerTenantAdmin):
     """Who may read what is kept of a tenant's calls, and what is left out of it."""
 
     fields = ["tenant", "readers", "redactions"]
     list_display = ["tenant", "readers", "redactions"]
-    list_select_related = ["tenant"]
-    search_fields = ["tenant__slug"]
-    autocomplete_fields = ["tenant"]
-    show_full_result_count = False
-
-    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
-        return ["tenant"] if obj else []
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
 
     def save_model(self, request: HttpRequest, obj: PromptRules, form: Any, change: bool) -> None:
         changes = {"readers": obj.readers, "redactions": obj.redactions}

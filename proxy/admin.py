@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Model, QuerySet
+from django.db.models import Model
 from django.forms import ModelForm
 from django.http import HttpRequest
-from unfold.admin import ModelAdmin
 
+from audit.admin import ServiceAdmin
 from proxy import services
 from proxy.models import ModelAlias, Upstream
 from proxy.nodes import Node, nodes, version_of
@@ -54,12 +54,11 @@ def _columns(told: dict[Any, Node]) -> list[Callable[[Upstream], Any]]:
 
 
 @admin.register(Upstream)
-class UpstreamAdmin(ModelAdmin):
+class UpstreamAdmin(ServiceAdmin):
     """Ollama servers; a change is in force with the next poll, at the latest."""
 
     list_filter = ["enabled"]
     search_fields = ["name", "base_url"]
-    show_full_result_count = False
 
     def get_list_display(self, request: HttpRequest) -> list[Any]:
         """Columns that know how all upstreams are: they are asked for once, and not row by row."""
@@ -96,27 +95,18 @@ class UpstreamAdmin(ModelAdmin):
     def delete_model(self, request: HttpRequest, obj: Upstream) -> None:
         services.remove_upstream(upstream=obj, actor=str(request.user))
 
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Upstream]) -> None:
-        for upstream in queryset:
-            services.remove_upstream(upstream=upstream, actor=str(request.user))
-
 
 @admin.register(ModelAlias)
-class ModelAliasAdmin(ModelAdmin):
+class ModelAliasAdmin(ServiceAdmin):
     """Other names for installed models."""
 
     list_display = ["alias", "model", "tenant"]
     list_select_related = ["tenant"]
     search_fields = ["alias", "model"]
     autocomplete_fields = ["tenant"]
-    show_full_result_count = False
 
     def save_model(self, request: HttpRequest, obj: ModelAlias, form: ModelForm, change: bool) -> None:
         services.save_alias(alias=obj, actor=str(request.user))
 
     def delete_model(self, request: HttpRequest, obj: ModelAlias) -> None:
         services.remove_alias(alias=obj, actor=str(request.user))
-
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[ModelAlias]) -> None:
-        for alias in queryset:
-            services.remove_alias(alias=alias, actor=str(request.user))

@@ -12,10 +12,9 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from unfold.admin import ModelAdmin
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
-from audit.admin import AuditedAdmin
+from audit.admin import AuditedAdmin, ServiceAdmin
 from tenants import generations, services
 from tenants.forms import WhichModelsForm
 from tenants.models import Member, ServiceAccount, Team, Tenant, User
@@ -86,7 +85,7 @@ class TenantForm(WhichModelsForm):
 
 
 @admin.register(Tenant)
-class TenantAdmin(ModelAdmin):
+class TenantAdmin(ServiceAdmin):
     """Tenants are suspended (``keys.tenant_actions``), not deleted: the books name them."""
 
     form = TenantForm
@@ -107,7 +106,6 @@ class TenantAdmin(ModelAdmin):
     list_display = ["slug", "name", "state", "time_zone", "allow_all_models", "created_at"]
     list_filter = ["state", "allow_all_models"]
     search_fields = ["slug", "name"]
-    show_full_result_count = False
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
@@ -126,15 +124,28 @@ class TenantAdmin(ModelAdmin):
                 )
 
 
+class OnePerTenantAdmin(ServiceAdmin):
+    """Settings of which a tenant has one row at most; it is changed, and never goes."""
+
+    list_select_related = ["tenant"]
+    search_fields = ["tenant__slug"]
+    autocomplete_fields = ["tenant"]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
+        return ["tenant"] if obj else []
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+
 @admin.register(Team)
-class TeamAdmin(ModelAdmin):
+class TeamAdmin(ServiceAdmin):
     """Members of a tenant who share a budget."""
 
     list_display = ["name", "tenant"]
     list_select_related = ["tenant"]
     search_fields = ["name", "tenant__slug"]
     autocomplete_fields = ["tenant"]
-    show_full_result_count = False
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
         return ["tenant"] if obj else []
@@ -149,13 +160,9 @@ class TeamAdmin(ModelAdmin):
     def delete_model(self, request: HttpRequest, obj: Team) -> None:
         services.delete_team(team=obj, actor=str(request.user))
 
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Team]) -> None:
-        for team in queryset:
-            services.delete_team(team=team, actor=str(request.user))
-
 
 @admin.register(Member)
-class MemberAdmin(ModelAdmin):
+class MemberAdmin(ServiceAdmin):
     """A user's place in a tenant; of the team only those of the same tenant are taken."""
 
     list_display = ["user", "tenant", "team", "role"]
@@ -163,7 +170,6 @@ class MemberAdmin(ModelAdmin):
     list_filter = ["role"]
     search_fields = ["user__username", "user__email", "tenant__slug"]
     autocomplete_fields = ["tenant", "user", "team"]
-    show_full_result_count = False
     # A whole selection would end at the first who is a last owner.
     actions = None
 
@@ -210,7 +216,7 @@ class MemberAdmin(ModelAdmin):
         services.remove_member(member=obj, actor=str(request.user))
 
 
-class ServiceAccountAdmin(ModelAdmin):
+class ServiceAccountAdmin(ServiceAdmin):
     """Programs of tenants that have keys of their own. Closing one revokes its keys."""
 
     fields = ["tenant", "name", "team", "created_at", "closed_at"]
@@ -219,7 +225,6 @@ class ServiceAccountAdmin(ModelAdmin):
     list_filter = [("closed_at", admin.EmptyFieldListFilter)]
     search_fields = ["name", "tenant__slug"]
     autocomplete_fields = ["tenant", "team"]
-    show_full_result_count = False
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
         return ["tenant", "created_at", "closed_at"] if obj else ["created_at", "closed_at"]

@@ -15,9 +15,8 @@ from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path
-from unfold.admin import ModelAdmin
 
-from audit.admin import ReadOnlyAdmin
+from audit.admin import ReadOnlyAdmin, ServiceAdmin
 from budgets import price_proposals, price_report, services
 from budgets.commands import month_written
 from budgets.forms import AcceptForm, DecisionForm
@@ -33,7 +32,7 @@ HOURS_IN_THIRTY_DAYS = 720
 
 
 @admin.register(UpstreamCost)
-class UpstreamCostAdmin(ModelAdmin):
+class UpstreamCostAdmin(ServiceAdmin):
     """What upstreams cost, and the report of a month. A cost is not changed: another one starts later."""
 
     fields = COST_FIELDS
@@ -42,7 +41,6 @@ class UpstreamCostAdmin(ModelAdmin):
         "gpus", "busy_hour", "idle_hour",
     ]  # fmt: skip
     search_fields = ["upstream"]
-    show_full_result_count = False
 
     def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return obj is None and super().has_change_permission(request, obj)
@@ -73,10 +71,6 @@ class UpstreamCostAdmin(ModelAdmin):
 
     def delete_model(self, request: HttpRequest, obj: UpstreamCost) -> None:
         services.remove_upstream_cost(cost=obj, actor=str(request.user))
-
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[UpstreamCost]) -> None:
-        for cost in queryset:
-            self.delete_model(request, cost)
 
     def get_urls(self) -> list[Any]:
         month = self.admin_site.admin_view(self.month_view)

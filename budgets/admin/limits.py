@@ -11,14 +11,14 @@ from django.core.exceptions import ValidationError
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.timezone import now
-from unfold.admin import ModelAdmin
 from unfold.widgets import UnfoldAdminTextInputWidget
 
-from audit.admin import ask_reason
+from audit.admin import ServiceAdmin, ask_reason
 from budgets import limits, services
 from budgets.models import WITH_ITS_LIMIT, Budget, LimitRaise, OutageCredit, RateLimit
 from budgets.periods import in_words, kind_and_seconds
 from budgets.schedules import schedules_of
+from tenants.admin import OnePerTenantAdmin
 
 WHOSE = ("scope", "tenant", "team", "member", "key", "model", "upstream")
 BUDGET_FIELDS = (*WHOSE, "unit", "length", "limit", "shadow", "thresholds")
@@ -68,7 +68,7 @@ def told(limit: int | None) -> str:
     return str(limit) if limit else "0, lets nothing through"
 
 
-class ScopedAdmin(ModelAdmin):
+class ScopedAdmin(ServiceAdmin):
     """Settings of one scope. Of one that exists what says whose it is stays: another scope is another row."""
 
     changeable: tuple[str, ...] = ("limit",)
@@ -76,7 +76,6 @@ class ScopedAdmin(ModelAdmin):
     list_filter = ["scope"]
     search_fields = ["tenant__slug", "model", "upstream", "key__label"]
     autocomplete_fields = ["tenant", "team", "member", "key"]
-    show_full_result_count = False
     list_per_page = 50
 
     @admin.display(description="whose")
@@ -98,10 +97,6 @@ class ScopedAdmin(ModelAdmin):
         if obj is None:
             return []
         return [str(name) for name in self.get_fields(request, obj) if name not in self.changeable]
-
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        for row in queryset:
-            self.delete_model(request, row)
 
 
 @admin.register(Budget)
@@ -182,7 +177,7 @@ class HoldingFilter(admin.SimpleListFilter):
 
 
 @admin.register(LimitRaise)
-class LimitRaiseAdmin(ModelAdmin):
+class LimitRaiseAdmin(ServiceAdmin):
     """More of a limit until a moment. A raise is not changed: it is taken back, and another one granted."""
 
     fields = ("budget", "rate_limit", *RAISE_FIELDS, "granted_by", "granted_at", "taken_back_at")
@@ -192,7 +187,6 @@ class LimitRaiseAdmin(ModelAdmin):
     list_filter = [HoldingFilter]
     search_fields = ["budget__tenant__slug", "rate_limit__tenant__slug", "reason", "granted_by"]
     autocomplete_fields = ["budget", "rate_limit"]
-    show_full_result_count = False
     actions = ["take_back"]
 
     @admin.display(description="limit")
@@ -222,21 +216,11 @@ class LimitRaiseAdmin(ModelAdmin):
 
 
 @admin.register(OutageCredit)
-class OutageCreditAdmin(ModelAdmin):
+class OutageCreditAdmin(OnePerTenantAdmin):
     """What each process may lend a tenant while Redis cannot be asked; 0 takes it back."""
 
     fields = ["tenant", "tokens"]
     list_display = ["tenant", "tokens"]
-    list_select_related = ["tenant"]
-    search_fields = ["tenant__slug"]
-    autocomplete_fields = ["tenant"]
-    show_full_result_count = False
-
-    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
-        return ["tenant"] if obj else []
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
 
     def save_model(self, request: HttpRequest, obj: OutageCredit, form: Any, change: bool) -> None:
         services.set_outage_credit(tenant=obj.tenant, tokens=obj.tokens, actor=str(request.user))

@@ -9,10 +9,9 @@ from django.contrib import admin, messages
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
-from unfold.admin import ModelAdmin
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
-from audit.admin import ReadOnlyAdmin
+from audit.admin import ReadOnlyAdmin, ServiceAdmin
 from budgets import deliveries, notices, services, webhooks
 from budgets.models import (
     Delivery,
@@ -37,7 +36,7 @@ class RecipientForm(forms.ModelForm):
 
 
 @admin.register(Recipient)
-class RecipientAdmin(ModelAdmin):
+class RecipientAdmin(ServiceAdmin):
     """Who is told of what. Adding a webhook shows the secret it is signed with, that one time."""
 
     form = RecipientForm
@@ -47,7 +46,6 @@ class RecipientAdmin(ModelAdmin):
     list_filter = ["kind", "active"]
     search_fields = ["tenant__slug"]
     autocomplete_fields = ["tenant"]
-    show_full_result_count = False
     actions = ["try_out", "new_secret"]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
@@ -67,10 +65,6 @@ class RecipientAdmin(ModelAdmin):
 
     def delete_model(self, request: HttpRequest, obj: Recipient) -> None:
         services.remove_recipient(recipient=obj, actor=str(request.user))
-
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Recipient]) -> None:
-        for recipient in queryset:
-            self.delete_model(request, recipient)
 
     def response_add(
         self, request: HttpRequest, obj: Recipient, post_url_continue: str | None = None

@@ -6,11 +6,11 @@ from datetime import timedelta
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Model, QuerySet
+from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.utils.timezone import now
-from unfold.admin import ModelAdmin
 
+from audit.admin import ServiceAdmin
 from budgets import services
 from budgets.models import Price, UsageRollup
 
@@ -30,7 +30,7 @@ def unpriced_models() -> list[str]:
 
 
 @admin.register(Price)
-class PriceAdmin(ModelAdmin):
+class PriceAdmin(ServiceAdmin):
     """What models cost. A price is not changed: another one starts later."""
 
     fields = PRICE_FIELDS
@@ -40,7 +40,6 @@ class PriceAdmin(ModelAdmin):
     list_select_related = ["tenant"]
     search_fields = ["model", "tenant__slug"]
     autocomplete_fields = ["tenant"]
-    show_full_result_count = False
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
@@ -66,7 +65,3 @@ class PriceAdmin(ModelAdmin):
 
     def delete_model(self, request: HttpRequest, obj: Price) -> None:
         services.remove_price(price=obj, actor=str(request.user))
-
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Price]) -> None:
-        for price in queryset:
-            self.delete_model(request, price)
