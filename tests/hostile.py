@@ -1,4 +1,4 @@
-"""What hostile clients send, as tables.
+"""What hostile clients send, as tables and at random.
 
 Each table says what has to become of its entries. They are read by the tests of
 the readers and by those that go through a socket to the simulated Ollama, whose
@@ -6,6 +6,9 @@ own reading of names and JSON is independent of the gateway's.
 """
 
 import json
+from collections.abc import Iterable
+
+from hypothesis import strategies as st
 
 MODEL = "tiny"
 
@@ -15,6 +18,18 @@ GOOD_CHAT = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}]}'
 def _with(extra: str) -> bytes:
     """A good chat request with ``extra`` in front of its other fields."""
     return b"{" + extra.encode() + b"," + GOOD_CHAT[1:]
+
+
+_LEAVES = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(-9, 9) | st.text(max_size=5)
+_ANYTHING = st.recursive(
+    _LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+)
+
+
+def bodies(known: Iterable[str]) -> st.SearchStrategy[dict[str, object]]:
+    """Bodies with fields that a door knows, and with others; in each is anything that JSON can say."""
+    return st.dictionaries(st.sampled_from(sorted(known)) | st.text(max_size=5), _ANYTHING, max_size=6)
 
 
 # Bodies that every door refuses with a 400, for reasons of their JSON alone.

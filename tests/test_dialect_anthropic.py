@@ -173,16 +173,7 @@ def test_a_broken_body_is_a_bad_request(body):
             parse(body)
 
 
-_junk = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-)
-_bodies = st.dictionaries(
-    st.sampled_from(sorted(anthropic._MESSAGES)) | st.text(max_size=5), _junk, max_size=5
-)
-
-
-@given(_bodies, st.integers(1, 10**6))
+@given(hostile.bodies(anthropic._MESSAGES), st.integers(1, 10**6))
 @settings(max_examples=200)
 def test_whatever_is_asked_is_refused_or_sent_with_a_cap_and_known_fields_only(body, cap):
     try:

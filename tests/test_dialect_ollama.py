@@ -483,14 +483,8 @@ def test_entries_of_listings_keep_what_clients_insist_on():
     assert listed["details"] == loaded["details"] == {"parent_model": "", "family": "llama"}
 
 
-_leaf = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(-9, 9) | st.text(max_size=5)
-_junk = st.recursive(
-    _leaf, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
-)
-_KNOWN = sorted({*ollama._CHAT, *ollama._GENERATE, *ollama._EMBED, *ollama._OPTIONS})
-_bodies = st.dictionaries(st.sampled_from(_KNOWN) | st.text(max_size=5), _junk, max_size=6).map(
-    lambda body: {"model": "tiny", **body}
-)
+_KNOWN = {*ollama._CHAT, *ollama._GENERATE, *ollama._EMBED, *ollama._OPTIONS}
+_bodies = hostile.bodies(_KNOWN).map(lambda body: {"model": "tiny", **body})
 
 
 @given(_bodies, st.sampled_from([ollama.parse_chat, ollama.parse_generate]), st.integers(1, 10**6))

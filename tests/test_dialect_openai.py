@@ -271,13 +271,7 @@ def test_a_model_without_a_date_is_described_all_the_same(instant):
     assert openai.model_object({"name": "a:b", "modified_at": instant})["created"] == 0
 
 
-_leaf = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(-9, 9) | st.text(max_size=5)
-_junk = st.recursive(
-    _leaf, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
-)
-_bodies = st.dictionaries(
-    st.sampled_from(sorted({*openai._CHAT, *openai._COMPLETIONS})) | st.text(max_size=5), _junk, max_size=6
-)
+_bodies = hostile.bodies({*openai._CHAT, *openai._COMPLETIONS})
 _bases = st.sampled_from(
     [(openai.parse_chat, json.loads(hostile.GOOD_CHAT)), (openai.parse_completions, {"model": "t"})]
 )
