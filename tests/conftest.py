@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import hypothesis
 import pytest
-from django.test import TransactionTestCase, override_settings
+from django.test import Client, TransactionTestCase, override_settings
 
 from budgets import ledger
 from budgets.counters import CLOCK, EPOCH
@@ -27,7 +27,7 @@ from keys.services import issue_key
 from proxy.models import Upstream
 from proxy.services import save_upstream
 from proxy.simulator.server import SimulatorThread
-from tenants.models import Tenant
+from tenants.models import Tenant, User
 from tenants.redis import redis_now
 from tenants.services import create_tenant
 from tests.emptying import empty_tables
@@ -91,6 +91,13 @@ def ollama(ollama_server: SimulatorThread) -> SimulatorThread:
 def gateway(django_db_setup: None) -> Iterator[Gateway]:
     with Gateway() as running:
         yield running
+
+
+@pytest.fixture
+def admin_client(db: None, client: Client) -> Client:
+    """A signed-in superuser; by a password it would take as long as hashing one."""
+    client.force_login(User.objects.create(username="admin", is_staff=True, is_superuser=True))
+    return client
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
-from django.conf import settings
 from django.test import override_settings
 
 from budgets import epochs, limits
@@ -28,6 +27,8 @@ from tenants.redis import redis_now
 
 MODEL, UPSTREAM = "llama3.2:latest", "main"
 TEST_EPOCH = "the-epoch-of-the-tests"
+# For ``settings.CACHES``: no Redis is there.
+NOWHERE = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}}
 
 
 def redis() -> Any:
@@ -53,8 +54,7 @@ def mistake_the_time(monkeypatch: pytest.MonkeyPatch, ahead_ms: float) -> None:
 @contextmanager
 def without_redis() -> Iterator[None]:
     """Nobody listens where this process looks for Redis; other processes still have theirs."""
-    away = {**settings.CACHES["default"], "LOCATION": "redis://127.0.0.1:1/0"}
-    with override_settings(CACHES={**settings.CACHES, "default": away}):
+    with override_settings(CACHES=NOWHERE):
         yield
 
 

@@ -21,10 +21,10 @@ from config import dashboard
 from config.dashboard import PARTS, figures
 from tenants.models import User
 from tests.conftest import House, eventually
+from tests.counting import NOWHERE
 from tests.people import a_browser
 from tests.sockets import closing_of, message_until, opened
 
-NOWHERE = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}}
 ALL = [part.name for part in PARTS]
 LIVE = "/live/admin/dashboard/"
 

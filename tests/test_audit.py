@@ -12,13 +12,6 @@ from audit.models import AuditEvent, RequestEvent
 from audit.recording import person_at_the_shell, record
 
 
-@pytest.fixture
-def admin_client(client, django_user_model):
-    """A signed-in superuser; by a password it would take as long as hashing one."""
-    client.force_login(django_user_model.objects.create(username="admin", is_staff=True, is_superuser=True))
-    return client
-
-
 def an_audit_event(**fields):
     with transaction.atomic():
         return record(**{"action": "key.revoked", "actor": "ada", "subject": "some key"} | fields)

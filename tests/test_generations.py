@@ -15,10 +15,9 @@ from keys.models import ApiKey, KeySecret
 from tenants import generations, services
 from tenants.models import Generation, Tenant
 from tenants.redis import RedisError, redis_now
+from tests.counting import NOWHERE
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-NOWHERE = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}}
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import time_machine
-from django.test import override_settings
 
 from audit.models import RequestEvent
 from budgets.key_charts import Span, charts_of
@@ -21,11 +20,11 @@ from tenants.charts import Chart
 from tenants.ids import new_id
 from tenants.models import Tenant
 from tests import ledgers
+from tests.counting import without_redis
 from tests.ledgers import book
 
 pytestmark = pytest.mark.django_db
 
-NOWHERE = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}}
 # In Berlin 00:30 on the 11th.
 NOW = datetime(2026, 3, 10, 23, 30, tzinfo=UTC)
 ISSUED = datetime(2026, 3, 8, 9, 15, tzinfo=UTC)
@@ -67,7 +66,7 @@ def drawn(key: ApiKey, span: Span) -> dict[str, Chart]:
 
 def by_the_clock_here(key: ApiKey) -> dict[str, Chart]:
     """The present period by our clock, which stands still; that of Redis does not."""
-    with override_settings(CACHES=NOWHERE):
+    with without_redis():
         return drawn(key, Span.PERIOD)
 
 

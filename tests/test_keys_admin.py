@@ -14,20 +14,13 @@ from keys import secrets, services
 from keys.above import above
 from keys.models import AnonymousAccess, ApiKey, KeySecret
 from tenants import services as tenant_services
+from tests.counting import NOWHERE
 
 pytestmark = pytest.mark.django_db
 
-NOWHERE = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}}
 LIST = "admin:keys_apikey_changelist"
 ADD = "admin:keys_apikey_add"
 CHANGE = "admin:keys_apikey_change"
-
-
-@pytest.fixture
-def admin_client(client, django_user_model):
-    """A signed-in superuser; by a password it would take as long as hashing one."""
-    client.force_login(django_user_model.objects.create(username="admin", is_staff=True, is_superuser=True))
-    return client
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from tenants import generations, services
 from tenants.commands import moment
 from tenants.models import Member, Tenant, User
 from tenants.redis import redis_now
+from tests.counting import NOWHERE
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-NOWHERE = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}}
 NOW = datetime(2026, 11, 21, 4, 30, tzinfo=UTC)
 
 

@@ -26,7 +26,7 @@ from proxy.simulator.server import SimulatorThread
 from tenants import generations
 from tenants.services import create_tenant
 from tests.conftest import House, eventually
-from tests.counting import open_holds, redis
+from tests.counting import NOWHERE, open_holds, redis
 from tests.gateway import Gateway
 from tests.test_crashes import ready
 from tests.test_streams import DOORS
@@ -357,9 +357,7 @@ def test_when_the_store_fails_the_commands_do_not_say_off(transactional_db, monk
 
 
 def test_a_switch_that_redis_has_not_heard_of_is_pending(transactional_db, settings):
-    settings.CACHES = {
-        "default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}
-    }
+    settings.CACHES = NOWHERE
     arm_kill_switch(scope="platform", actor="olga", reason="fire")
 
     assert not generations.in_force(None)

@@ -35,8 +35,9 @@ from tenants.api.paging import MOST
 from tenants.models import KeptAnswer, Member, ServiceAccount, Team, Tenant, User
 from tenants.redis import RedisError
 from tenants.services import add_member, create_service_account, create_team, create_tenant, create_user
+from tests.counting import NOWHERE
 from tests.managing import BY_PLACE, Endpoint, endpoints, manager
-from tests.test_stops_by_operators import NOWHERE, signed_in
+from tests.test_stops_by_operators import signed_in
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -26,9 +26,10 @@ from budgets.month_closing import close_month, confirm_reopening, request_reopen
 from tenants.ids import new_id
 from tenants.models import Tenant
 from tests.accounts import a_tenant, ago, of_ledger, on, quiet_counters, used
+from tests.counting import NOWHERE
 from tests.managing import manager
 from tests.people import EVERYBODY, READS_STATEMENTS, UNKNOWN, a_browser, a_person
-from tests.test_stops_by_operators import NOWHERE, signed_in
+from tests.test_stops_by_operators import signed_in
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -21,7 +21,8 @@ from tenants import generations
 from tenants.models import Tenant
 from tenants.services import change_tenant, create_tenant, create_user
 from tests.conftest import eventually
-from tests.test_generations import NOWHERE, while_listening
+from tests.counting import NOWHERE
+from tests.test_generations import while_listening
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

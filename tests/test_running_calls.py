@@ -19,7 +19,16 @@ from budgets.limits import Limits, _cache
 from budgets.reservations import Reservation, reserve
 from budgets.running_calls import ask_to_end, running_calls
 from budgets.sweeping import sweep
-from tests.counting import a_budget, a_demand, ada, believed_by_postgres, empty_redis, expire_hold, redis
+from tests.counting import (
+    NOWHERE,
+    a_budget,
+    a_demand,
+    ada,
+    believed_by_postgres,
+    empty_redis,
+    expire_hold,
+    redis,
+)
 
 
 def run(name: str, *arguments: str) -> str:
@@ -101,9 +110,7 @@ def test_what_does_not_run_cannot_be_stopped(transactional_db):
 
 
 def test_without_redis_nobody_says_that_nothing_runs(transactional_db, settings):
-    settings.CACHES = {
-        "default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}
-    }
+    settings.CACHES = NOWHERE
 
     with pytest.raises(CommandError, match="Nobody knows"):
         run("running_calls")

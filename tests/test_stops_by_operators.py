@@ -27,10 +27,10 @@ from keys.services import issue_key, revoke_key
 from tenants.models import Tenant, User
 from tenants.services import create_tenant
 from tests.conftest import House, eventually
+from tests.counting import NOWHERE
 from tests.managing import manager
 from tests.test_streams import open_raw
 
-NOWHERE = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}}
 SWITCHES = "/manage/v1/kill-switches/"
 CALLS = "/manage/v1/running-calls/"
 ADD = "admin:budgets_killswitch_add"

@@ -10,13 +10,6 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture
-def admin_client(client, django_user_model):
-    """A signed-in superuser; by a password it would take as long as hashing one."""
-    client.force_login(django_user_model.objects.create(username="admin", is_staff=True, is_superuser=True))
-    return client
-
-
-@pytest.fixture
 def acme():
     return services.create_tenant(slug="acme", name="ACME", actor="root")
 
