@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 from django.core.exceptions import ValidationError
-from django.test import Client, override_settings
+from django.test import Client
 from django.utils.timezone import now
 
 from audit.models import AuditEvent
@@ -20,8 +20,9 @@ from keys import services
 from keys.models import ApiKey, KeySecret
 from tenants.models import Tenant, User
 from tenants.services import add_member, create_service_account, create_team, create_tenant
+from tests.counting import without_redis
 from tests.people import a_browser, a_person
-from tests.test_portal_keys import NOWHERE, a_key, a_member, fields_of, page_of
+from tests.test_portal_keys import a_key, a_member, fields_of, page_of
 from tests.test_usage_pages import text_of
 
 pytestmark = pytest.mark.django_db
@@ -391,7 +392,7 @@ def test_without_redis_a_change_is_saved_and_pending(acme: Tenant, owner: Client
     key = a_key(acme)
     sent = filled_in(owner.get(page_of(key, "edit/")), label="renamed")
 
-    with override_settings(CACHES=NOWHERE):
+    with without_redis():
         form = owner.get(page_of(key, "edit/"))
         done = owner.post(page_of(key, "edit/"), sent, follow=True)
 

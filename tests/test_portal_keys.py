@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 from django.contrib.auth.models import Permission
 from django.contrib.sessions.models import Session
-from django.test import Client, override_settings
+from django.test import Client
 from django.utils.timezone import now
 
 from audit.models import AuditEvent, RequestEvent
@@ -24,13 +24,13 @@ from keys.secrets import digest
 from tenants.ids import new_id
 from tenants.models import KeptAnswer, Member, Tenant, User
 from tenants.services import add_member, create_service_account, create_tenant
+from tests.counting import without_redis
 from tests.people import EVERYBODY, OPERATORS, ROLES, UNKNOWN, Outline, a_browser, a_person
 from tests.test_usage_pages import text_of
 
 pytestmark = pytest.mark.django_db
 
 SECRET = re.compile(r"tg_[0-9A-Za-z]{58}")
-NOWHERE = {"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": "redis://127.0.0.1:1/0"}}
 # With the permissions of the admin; the operator of ``tests.people`` has none for keys.
 KEEPERS = frozenset({"superuser"})
 SEE_ALL = frozenset({"owner", "admin", "finance", "auditor"}) | KEEPERS
@@ -334,7 +334,7 @@ def test_without_redis_pages_tell_what_was_booked_and_until_when(acme: Tenant, o
     key = a_key(acme)
     set_budget(scope="key", key=key, unit="tokens", period="day", limit=5_000, actor="test")
 
-    with override_settings(CACHES=NOWHERE):
+    with without_redis():
         listed, detail = owner.get("/portal/acme/keys/"), owner.get(page_of(key))
 
     for page in (listed, detail):
@@ -612,7 +612,7 @@ def test_a_change_that_redis_does_not_know_of_is_told_as_pending(
     key = a_key(acme)
     page = owner.get(change_page(what, key))
 
-    with override_settings(CACHES=NOWHERE):
+    with without_redis():
         done = owner.post(change_page(what), fields_of(page) | {"reason": "lost"}, follow=True)
 
     assert "Pending, because Redis cannot be reached" in text_of(done.content.decode())
