@@ -126,16 +126,6 @@ def described_whose(row: ScopedRow) -> dict[str, Any]:
     }
 
 
-def limit_written(text: str) -> int | None:
-    """A limit: a whole number, or None for ``none``; raises ``CommandError``."""
-    if text == "none":
-        return None
-    try:
-        return int(text)
-    except ValueError as exc:
-        raise CommandError(f"{text!r} is no limit: a whole number, or none.") from exc
-
-
 def micro_usd_written(text: str | None) -> int:
     """An amount of dollars in millionths; raises ``CommandError`` for a part of one, or no amount at all."""
     try:

@@ -77,6 +77,16 @@ def moment(text: str, zone: str) -> datetime:
     return at if at.tzinfo else at.replace(tzinfo=ZoneInfo(zone))
 
 
+def number_or(none: str, text: str) -> int | None:
+    """A whole number, or None for the word ``none``, which is not 0; raises ``CommandError``."""
+    if text == none:
+        return None
+    try:
+        return int(text)
+    except ValueError as exc:
+        raise CommandError(f"{text!r} is no whole number, nor {none}.") from exc
+
+
 def add_model_arguments(parser: CommandParser, of_key: str) -> None:
     """``--all-models`` or any number of ``--model NAME``, one excluding the other."""
     which = parser.add_mutually_exclusive_group()

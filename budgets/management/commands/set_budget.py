@@ -9,12 +9,12 @@ from django.utils.timezone import now
 
 from audit.recording import person_at_the_shell
 from budgets import services
-from budgets.commands import add_whose_arguments, described_whose, limit_written, whose_named
+from budgets.commands import add_whose_arguments, described_whose, whose_named
 from budgets.models import Budget, Unit
 from budgets.periods import kind_and_seconds
 from budgets.schedules import schedules_of
 from tenants import generations
-from tenants.commands import PENDING, told_plainly
+from tenants.commands import PENDING, number_or, told_plainly
 
 
 class Command(BaseCommand):
@@ -46,7 +46,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         whose = whose_named(options)
-        actor, number = person_at_the_shell(), limit_written(options["limit"])
+        actor, number = person_at_the_shell(), number_or("none", options["limit"])
         percents = _percents(options["thresholds"])
         whose |= {"unit": options["unit"], "shadow": options["shadow"]}
         with told_plainly(), transaction.atomic():

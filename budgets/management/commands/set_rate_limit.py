@@ -5,10 +5,10 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from audit.recording import person_at_the_shell
 from budgets import services
-from budgets.commands import add_whose_arguments, described_whose, limit_written, whose_named
+from budgets.commands import add_whose_arguments, described_whose, whose_named
 from budgets.models import Measure
 from tenants import generations
-from tenants.commands import PENDING, told_plainly
+from tenants.commands import PENDING, number_or, told_plainly
 
 
 class Command(BaseCommand):
@@ -24,7 +24,7 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        whose, limit = whose_named(options), limit_written(options["limit"])
+        whose, limit = whose_named(options), number_or("none", options["limit"])
         with told_plainly():
             row = services.set_rate_limit(
                 **whose,

@@ -9,7 +9,7 @@ from keys.commands import key_called
 from keys.models import PolicyRule
 from keys.policies import OPTIONS
 from tenants import generations
-from tenants.commands import PENDING, tenant_called, told_plainly
+from tenants.commands import PENDING, number_or, tenant_called, told_plainly
 
 NUMBERS = {"minimum": "minimum", "maximum": "maximum", "default": "default_value"}
 PERMISSIONS = {"yes": True, "no": False, "none": None}
@@ -34,7 +34,8 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        says = {NUMBERS[name]: _number(options[name]) for name in NUMBERS if options[name] is not None}
+        given = {name: options[name] for name in NUMBERS if options[name] is not None}
+        says = {NUMBERS[name]: number_or("none", text) for name, text in given.items()}
         if options["allowed"] is not None:
             says["allowed"] = PERMISSIONS[options["allowed"]]
         if not says:
@@ -68,15 +69,6 @@ class Command(BaseCommand):
         self.stdout.write("Nothing is said any more." if rule is None else f"{_in_words(rule)}: {rule}.")
         if not in_force:
             self.stdout.write(PENDING)
-
-
-def _number(text: str) -> int | None:
-    if text == "none":
-        return None
-    try:
-        return int(text)
-    except ValueError as exc:
-        raise CommandError(f"{text!r} is no whole number, nor none.") from exc
 
 
 def _in_words(rule: PolicyRule) -> str:

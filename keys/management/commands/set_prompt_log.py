@@ -8,7 +8,7 @@ from keys import prompts, services
 from keys.commands import key_called
 from keys.models import PROMPT_READERS
 from tenants import generations
-from tenants.commands import PENDING, tenant_called, told_plainly
+from tenants.commands import PENDING, number_or, tenant_called, told_plainly
 
 
 class Command(BaseCommand):
@@ -48,7 +48,7 @@ class Command(BaseCommand):
         key = key_called(options["key"])
         with told_plainly():
             key = services.change_key(
-                key=key, actor=person_at_the_shell(), prompt_log_days=_days(options["days"])
+                key=key, actor=person_at_the_shell(), prompt_log_days=number_or("off", options["days"])
             )
         return {"key": key.label, "tenant": key.tenant.slug, "days": key.prompt_log_days}, key.tenant_id
 
@@ -66,12 +66,3 @@ class Command(BaseCommand):
             rules = prompts.set_prompt_rules(tenant=tenant, actor=person_at_the_shell(), **changes)
         told = {"tenant": tenant.slug, "readers": rules.readers, "redactions": rules.redactions}
         return told, tenant.pk
-
-
-def _days(text: str) -> int | None:
-    if text == "off":
-        return None
-    try:
-        return int(text)
-    except ValueError as exc:
-        raise CommandError(f"{text!r} is no number of days, nor off.") from exc
