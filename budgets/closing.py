@@ -25,7 +25,7 @@ from django.utils.timezone import now
 from audit.models import AuditEvent
 from audit.recording import record
 from budgets import ledger
-from budgets.counters import EPOCH, PARTITION, redis_in_bytes
+from budgets.counters import EPOCH, redis_in_bytes
 from budgets.limits import Raise, raised
 from budgets.models import (
     Budget,
@@ -39,6 +39,7 @@ from budgets.models import (
 from budgets.periods import Schedule
 from budgets.schedules import schedules_of
 from budgets.visitors import FIRST_ID
+from tenants.redis import PARTITION
 
 ACTOR = "tollgate"
 # Longer than the clock of Redis may go back unnoticed.

@@ -18,7 +18,7 @@ import orjson
 from django.db import connection
 
 from budgets import ledger, rollups
-from budgets.counters import PARTITION, Counter
+from budgets.counters import Counter
 from budgets.models import Budget, ParkedRecord
 from budgets.rebuild import counter_of, present_periods
 from budgets.rollups import Part
@@ -28,6 +28,7 @@ from budgets.usage import FIGURES
 from budgets.visitors import FIRST_ID
 from budgets.words import amount
 from tenants.models import Tenant
+from tenants.redis import PARTITION
 
 # So many of each comparison are told; how many there are is counted.
 MOST_TOLD = 100

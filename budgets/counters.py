@@ -19,9 +19,8 @@ from uuid import UUID
 
 from redis.exceptions import NoScriptError, ResponseError
 
-from tenants.redis import Part, partition_of, redis_async, redis_now
+from tenants.redis import PARTITION, Part, redis_async, redis_now
 
-PARTITION = partition_of("")
 EPOCH = f"{PARTITION}:epoch"
 GENERATIONS = f"{PARTITION}:generations"
 HOLDS = f"{PARTITION}:holds"

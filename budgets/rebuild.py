@@ -24,7 +24,6 @@ from budgets.counters import (
     DRAINED,
     EPOCH,
     GRACE_SECONDS,
-    PARTITION,
     REBUILD,
     SETTLED,
     USAGE,
@@ -35,7 +34,7 @@ from budgets.counters import (
 from budgets.models import BudgetPeriod, CounterEpoch, LedgerEntry
 from budgets.sweeping import sweep
 from tenants import generations
-from tenants.redis import redis_now
+from tenants.redis import PARTITION, redis_now
 
 logger = logging.getLogger(__name__)
 

@@ -41,11 +41,11 @@ from budgets.spool import files_waiting
 from budgets.tallies import Sum
 from config.asking import Asked
 from keys.secrets import public_id_of
-from proxy.catalog import catalog
+from proxy.catalog import catalog, published_at
 from proxy.handler import Scope, Send
 from proxy.nodes import is_late
 from tenants.models import Generation
-from tenants.redis import partition_of, redis_async
+from tenants.redis import redis_async
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def _by_name(reply: Any) -> dict[bytes, Any]:
 
 
 async def _age_of_models(upstream: str) -> float | None:
-    left_ms: int = await redis_async().call("PTTL", f"{partition_of(upstream)}:catalog:{upstream}")
+    left_ms: int = await redis_async().call("PTTL", published_at(upstream))
     return None if left_ms < 0 else max(0.0, settings.CATALOG_MAX_AGE_SECONDS - left_ms / 1000)
 
 

@@ -34,7 +34,7 @@ from tenants import snapshots
 from tenants.database import DatabaseError, read_aside
 from tenants.exceptions import Refusal
 from tenants.quick_settings import settings
-from tenants.redis import RedisError, partition_of, redis_async, redis_now
+from tenants.redis import PARTITION, RedisError, redis_async, redis_now
 
 logger = logging.getLogger(__name__)
 
@@ -258,7 +258,7 @@ class Catalog:
         """Ask one upstream, if nobody else did within the refresh time, and publish its answer."""
         redis = redis_async()
         turn = max(1, int(settings.CATALOG_REFRESH_SECONDS * 900))
-        if not await redis.call("SET", f"{partition_of(name)}:catalog-turn:{name}", 1, "NX", "PX", turn):
+        if not await redis.call("SET", f"{PARTITION}:catalog-turn:{name}", 1, "NX", "PX", turn):
             return
         try:
             tags = await upstream.fetch(base_url, "GET", "/api/tags")
@@ -268,7 +268,7 @@ class Catalog:
         except (Refusal, httpx.HTTPError) as exc:
             logger.warning("upstream %s did not list its models: %r", name, exc)
             # The next round may try again at once instead of waiting for the turn to pass.
-            await redis.call("DEL", f"{partition_of(name)}:catalog-turn:{name}")
+            await redis.call("DEL", f"{PARTITION}:catalog-turn:{name}")
             return
         listed = {_identity(base_url, entry) for entry in entries}
         self._described = {
@@ -319,9 +319,8 @@ class Catalog:
         rows, redis = _rows(), redis_now()
         pipeline = redis.pipeline(transaction=False)
         for name in rows.addresses:
-            key = f"{partition_of(name)}:catalog:{name}"
-            pipeline.get(key)
-            pipeline.pttl(key)
+            pipeline.get(published_at(name))
+            pipeline.pttl(published_at(name))
         answers = pipeline.execute()
         for name, found, left_ms in zip(rows.addresses, answers[::2], answers[1::2], strict=True):
             if found is not None and left_ms > 0:
@@ -340,7 +339,7 @@ class Catalog:
 
 def published_at(upstream_name: str) -> str:
     """Where in Redis lies what was found at an upstream."""
-    return f"{partition_of(upstream_name)}:catalog:{upstream_name}"
+    return f"{PARTITION}:catalog:{upstream_name}"
 
 
 def merged(found: Mapping[str, Iterable[dict[str, Any]]]) -> dict[str, Installed]:

@@ -18,12 +18,11 @@ from typing import Any, Protocol
 
 import httpx
 
-from budgets.counters import PARTITION
 from budgets.reservations import Standing
 from budgets.visitors import UNTIL_CHECK, digest
 from proxy.exceptions import HumanCheckFailed, HumanCheckUnavailable
 from tenants.quick_settings import settings
-from tenants.redis import RedisError, redis_async
+from tenants.redis import PARTITION, RedisError, redis_async
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from django.conf import settings
 
 from budgets.counters import redis_in_bytes
 from budgets.running_calls import running_calls
+from proxy.catalog import published_at
 from proxy.models import Upstream
-from tenants.redis import partition_of
 
 VERSION_SECONDS = 2
 
@@ -55,9 +55,8 @@ def nodes() -> list[Node]:
     upstreams = list(Upstream.objects.all())
     pipeline = redis_in_bytes().pipeline(transaction=False)
     for upstream in upstreams:
-        key = f"{partition_of(upstream.name)}:catalog:{upstream.name}"
-        pipeline.get(key)
-        pipeline.pttl(key)
+        pipeline.get(published_at(upstream.name))
+        pipeline.pttl(published_at(upstream.name))
     answers = pipeline.execute()
     running = Counter(call.upstream for call in running_calls())
     return [

@@ -29,12 +29,12 @@ from django.db.models import F
 
 from tenants.database import read_aside
 from tenants.models import Generation
-from tenants.redis import RedisError, redis_async, redis_now
+from tenants.redis import PARTITION, RedisError, redis_async, redis_now
 
 logger = logging.getLogger(__name__)
 
 PLATFORM = "platform"
-NUMBERS = "{p0}:generations"
+NUMBERS = f"{PARTITION}:generations"
 CHANNEL = "tollgate_generation"
 
 POLL_SECONDS = 5.0

@@ -15,7 +15,6 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
-from uuid import UUID
 
 import hiredis
 import redis
@@ -26,16 +25,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-__all__ = ["AsyncRedis", "Part", "RedisError", "partition_of", "redis_async", "redis_now"]
+__all__ = ["PARTITION", "AsyncRedis", "Part", "RedisError", "redis_async", "redis_now"]
 
-
-def partition_of(tenant_id: UUID | str) -> str:
-    """The hash tag that all keys of a tenant carry.
-
-    There is one partition: a single script then sees every scope of a call,
-    the platform's too.
-    """
-    return "{p0}"
+# The hash tag that all keys of ours carry. There is one: a single script then
+# sees every scope of a call, the platform's too.
+PARTITION = "{p0}"
 
 
 def redis_now() -> redis.Redis:

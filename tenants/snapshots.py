@@ -27,7 +27,7 @@ import orjson
 from django.conf import settings
 
 from tenants.database import READ_SECONDS, DatabaseError, read_aside
-from tenants.redis import RedisError, partition_of, redis_async
+from tenants.redis import PARTITION, RedisError, redis_async
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ async def kept(kind: str, name: str, shape: type[Value]) -> Value | None:
 
 
 def _key(kind: str, name: str) -> str:
-    return f"{partition_of(name)}:snapshot:{kind}:{name}"
+    return f"{PARTITION}:snapshot:{kind}:{name}"
 
 
 def sealed(kind: str, name: str, value: object) -> bytes:

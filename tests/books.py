@@ -9,10 +9,11 @@ from django.db.models import Sum
 
 from audit.models import RequestEvent
 from budgets import booking
-from budgets.counters import DRAINED, HOLDS, PARTITION, SETTLED, redis_in_bytes
+from budgets.counters import DRAINED, HOLDS, SETTLED, redis_in_bytes
 from budgets.models import Budget, BudgetPeriod, LedgerEntry, ParkedRecord, SpooledSettlement, UsageRollup
 from budgets.usage import SUMS
 from tenants.models import Tenant
+from tenants.redis import PARTITION
 
 
 def what_is_underway() -> Iterator[str]:

@@ -17,12 +17,11 @@ import pytest
 from django.conf import settings
 
 from budgets import spool
-from budgets.counters import PARTITION
 from budgets.models import LedgerEntry, SpooledSettlement, Unit
 from budgets.services import set_budget
 from budgets.sweeping import sweep
 from keys.services import revoke_key
-from tenants.redis import redis_now
+from tenants.redis import PARTITION, redis_now
 from tests.conftest import House, eventually
 from tests.fault_proxy import FaultProxy, line_to
 from tests.gateway import Gateway

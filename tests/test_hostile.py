@@ -25,7 +25,7 @@ import pytest
 from django.conf import settings
 from django.db import connection
 
-from budgets.counters import HOLDS, PARTITION, SETTLED
+from budgets.counters import HOLDS, SETTLED
 from budgets.services import set_budget, set_rate_limit
 from budgets.sweeping import sweep
 from config.asgi import application
@@ -35,7 +35,7 @@ from proxy.catalog import catalog
 from proxy.models import ModelAlias, Upstream
 from proxy.services import remove_upstream, save_alias, save_upstream
 from proxy.transport import IDLE_SECONDS
-from tenants.redis import AsyncRedis, RedisError, redis_now
+from tenants.redis import PARTITION, AsyncRedis, RedisError, redis_now
 from tenants.services import create_tenant
 from tests import hostile
 from tests.conftest import PATIENCE_SECONDS, Caller, House, eventually

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from budgets.counters import PARTITION
 from budgets.models import Measure, Unit
 from budgets.services import set_budget, set_price, set_rate_limit
 from keys.services import revoke_key
-from tenants.redis import redis_now
+from tenants.redis import PARTITION, redis_now
 from tenants.services import resume_tenant, suspend_tenant
 from tests.conftest import House, eventually
 

@@ -14,10 +14,11 @@ from django.core.exceptions import ValidationError
 from audit.models import RequestEvent
 from budgets import ledger, limits
 from budgets.closing import close_periods
-from budgets.counters import GRACE_SECONDS, PARTITION
+from budgets.counters import GRACE_SECONDS
 from budgets.models import Budget, BudgetPeriod, Measure, PeriodClosing
 from budgets.rebuild import ensure_epoch
 from budgets.services import set_budget, set_rate_limit
+from tenants.redis import PARTITION
 from tenants.services import create_tenant
 from tests.conftest import Caller, House, eventually
 from tests.counting import a_budget, redis

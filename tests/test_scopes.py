@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from budgets import booking
-from budgets.counters import PARTITION
 from budgets.models import Budget, LedgerEntry, Measure, RateLimit, Unit
 from budgets.services import set_budget, set_price, set_rate_limit
 from tenants.models import Team, Tenant, User
+from tenants.redis import PARTITION
 from tenants.services import add_member, create_team, create_tenant
 from tests.conftest import Caller, House
 from tests.counting import redis

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from audit.models import AuditEvent
 from budgets import ledger, visitors
-from budgets.counters import PARTITION
 from budgets.exceptions import BudgetExhausted, ConcurrencyLimited, HumanCheckRequired
 from budgets.models import BudgetPeriod, LedgerEntry
 from budgets.quotas import Quota, quota, status_of, strictest
@@ -29,6 +28,7 @@ from keys.callers import Allowance, Caller, load
 from keys.models import AnonymousAccess, ApiKey
 from keys.services import set_anonymous_access
 from tenants.clock import clock
+from tenants.redis import PARTITION
 from tenants.services import create_tenant
 from tests.counting import (
     a_demand,

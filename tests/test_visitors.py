@@ -18,7 +18,7 @@ from django.db import connection
 
 from audit.models import RequestEvent
 from budgets import ledger
-from budgets.counters import HOLDS, PARTITION
+from budgets.counters import HOLDS
 from budgets.models import BudgetPeriod, Measure, Unit
 from budgets.services import set_budget, set_rate_limit
 from budgets.visitors import FIRST_ID, UNTIL_CHECK
@@ -26,7 +26,7 @@ from keys.models import AnonymousAccess
 from keys.services import revoke_key, set_anonymous_access
 from proxy.simulator.server import SimulatorThread
 from proxy.visitors import COOKIE
-from tenants.redis import redis_now
+from tenants.redis import PARTITION, redis_now
 from tenants.services import create_tenant, resume_tenant, suspend_tenant
 from tests.conftest import House, eventually, furnish
 from tests.gateway import Gateway

@@ -11,7 +11,7 @@ from rest_framework.request import Request
 from rest_framework.throttling import BaseThrottle
 
 from tenants.api.programs import actor_of
-from tenants.redis import RedisError, redis_now
+from tenants.redis import PARTITION, RedisError, redis_now
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class PerActor(BaseThrottle):
     def allow_request(self, request: Request, view: Any) -> bool:
         now = time.time()
         self.seconds_left = MINUTE - now % MINUTE
-        name = f"{{p0}}:manage:{actor_of(request.user).replace(':', '-')}:{int(now // MINUTE)}"
+        name = f"{PARTITION}:manage:{actor_of(request.user).replace(':', '-')}:{int(now // MINUTE)}"
         pipeline = redis_now().pipeline(transaction=True)
         pipeline.incr(name)
         pipeline.expire(name, 2 * MINUTE)

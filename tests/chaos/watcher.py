@@ -6,7 +6,8 @@ import threading
 import time
 from dataclasses import dataclass
 
-from budgets.counters import PARTITION, USAGE, redis_in_bytes
+from budgets.counters import USAGE, redis_in_bytes
+from tenants.redis import PARTITION
 
 PAUSE_SECONDS = 0.005
 
