@@ -8,6 +8,7 @@ and what is dear is good for some seconds, however many people look.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -353,7 +354,7 @@ def _against_budgets(tenants: list[dict[str, Any]]) -> list[Figures]:
 
 
 def _share(stand: Standing) -> float:
-    return (stand.used + stand.held) / stand.limit if stand.limit else 0.0
+    return (stand.used + stand.held) / stand.limit if stand.limit else math.inf
 
 
 def _bar(stand: Standing) -> Figures:
@@ -362,7 +363,7 @@ def _bar(stand: Standing) -> Figures:
     return {
         "id": stand.budget.pk,
         "whose": stand.budget.whose,
-        "percent": min(100, int(_share(stand) * 100)),
+        "percent": stand.percent,
         "told": f"{amount(stand.used + stand.held, unit)} of {amount(stand.limit or 0, unit)}",
         "unit": f"{stand.budget.get_unit_display().lower()} per {stand.length}",
         "ends_at": stand.ends_at,

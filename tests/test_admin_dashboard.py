@@ -72,6 +72,17 @@ def test_what_was_used_today_stands_against_budgets(house: House) -> None:
     assert sum(value or 0 for one in told["charts"][1].series for value in one.values) == used
 
 
+def test_the_tightest_budget_is_one_that_lets_nothing_through(house: House) -> None:
+    with_a_booked_call(house)
+    set_budget(scope="tenant", tenant=house.acme, unit="requests", period="year", limit=0, actor="test")
+
+    told = figures(["spend"])["spend"]
+
+    assert told is not None
+    (row,) = told["tenants"]
+    assert (row["budget"]["told"], row["budget"]["percent"]) == ("0 of 0", 100)
+
+
 def all_handed_over() -> pace.Note | None:
     """A note that has what was asked before it; a gateway hands over what it counted every second."""
     pace.note()
