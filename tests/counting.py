@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +13,16 @@ from zoneinfo import ZoneInfo
 import pytest
 from django.test import override_settings
 
-from budgets import epochs, limits
+from budgets import epochs, ledger, limits
 from budgets.charges import Usage
 from budgets.counters import EPOCH, GENERATIONS, HOLDS, SETTLED, TALLIES, USAGE, Counter
 from budgets.limits import Limit, Limits
 from budgets.models import CounterEpoch
 from budgets.periods import Calendar, Schedule
 from budgets.pricing import PinnedPrice
-from budgets.reservations import Demand, asking
-from keys.verification import Caller
+from budgets.reservations import Demand, Reservation, asking, reserve, settle
+from budgets.settlements import Moments
+from keys.verification import Caller, identify, reload
 from tenants import clock
 from tenants.ids import new_id
 from tenants.redis import redis_now
@@ -56,6 +58,19 @@ def without_redis() -> Iterator[None]:
     """Nobody listens where this process looks for Redis; other processes still have theirs."""
     with override_settings(CACHES=NOWHERE):
         yield
+
+
+def drain_and_die(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drain, and die between the commit and the acknowledgement."""
+
+    def die(*_: Any) -> None:
+        raise ConnectionError("killed")
+
+    with monkeypatch.context() as patched:
+        # The one script that a drain runs is the acknowledgement.
+        patched.setattr(ledger, "run_now", die)
+        with pytest.raises(ConnectionError):
+            ledger.drain()
 
 
 Backup = dict[bytes, tuple[int, bytes]]
@@ -171,6 +186,21 @@ def some_usage(input_tokens: int = 7, output_tokens: int = 20, **changes: Any) -
         "estimator": "",
     }
     return Usage(**(fields | changes))
+
+
+def admit(secret: str, **demand: Any) -> Reservation:
+    """Room for a call with this secret, under the limits in the database."""
+
+    async def ask() -> Reservation:
+        caller = await identify({"authorization": f"Bearer {secret}"})
+        return await reserve(await reload(caller.public_id), a_demand(**demand))
+
+    return asyncio.run(ask())
+
+
+def end(reservation: Reservation, **used: Any) -> None:
+    """The end of such a call, which used ``some_usage``."""
+    asyncio.run(settle(reservation, some_usage(**used), "completed", Moments(), 200))
 
 
 def counter_of(limit: Limit) -> Counter:

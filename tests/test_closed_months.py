@@ -45,8 +45,7 @@ from tenants.models import Tenant
 from tenants.services import suspend_tenant
 from tests.accounts import a_tenant, ago, of_ledger, of_rollups, on, quiet_counters, settled, today, used
 from tests.conftest import eventually
-from tests.counting import redis
-from tests.test_closing import admit, end
+from tests.counting import admit, end, redis
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -28,15 +28,14 @@ from budgets.models import (
     SpooledSettlement,
 )
 from budgets.rebuild import ensure_epoch
-from budgets.reservations import Reservation, reserve, settle
+from budgets.reservations import settle
 from budgets.settlements import Moments
 from budgets.sweeping import sweep
 from keys.services import issue_key
-from keys.verification import identify, reload
 from tenants.ids import new_id
 from tenants.models import Tenant
 from tenants.services import create_tenant
-from tests.counting import a_demand, expire_hold, redis, some_usage
+from tests.counting import admit, end, expire_hold, redis, some_usage
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -63,18 +62,6 @@ def budget(acme: Tenant) -> Budget:
     return services.set_budget(
         scope="tenant", tenant=acme, unit="tokens", period="year", limit=1000, actor="test"
     )
-
-
-def admit(secret: str) -> Reservation:
-    async def ask() -> Reservation:
-        caller = await identify({"authorization": f"Bearer {secret}"})
-        return await reserve(await reload(caller.public_id), a_demand(10, 100))
-
-    return asyncio.run(ask())
-
-
-def end(reservation: Reservation) -> None:
-    asyncio.run(settle(reservation, some_usage(7, 20), "completed", Moments(), 200))
 
 
 def call(secret: str) -> None:

@@ -34,6 +34,7 @@ from tests.counting import (
     a_demand,
     a_rate,
     ada,
+    drain_and_die,
     empty_redis,
     expire_hold,
     figures,
@@ -144,13 +145,7 @@ def test_a_drain_that_died_after_its_commit_changes_nothing_the_second_time(
     call(caller)
     call(caller)
 
-    def die(*_: Any) -> None:
-        raise ConnectionError("killed")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(ledger, "run_now", die)
-        with pytest.raises(ConnectionError):
-            ledger.drain()
+    drain_and_die(monkeypatch)
     assert LedgerEntry.objects.count() == 2
     assert ledger.backlog() == 2
     call(caller)
@@ -334,13 +329,7 @@ def test_an_orphan_and_its_owner_who_end_it_in_the_same_millisecond_are_each_cou
     for fields in (of_sweep, of_owner | {b"at": of_sweep[b"at"]}):
         redis().xadd(USAGE, fields)
 
-    def die(*_: Any) -> None:
-        raise ConnectionError("killed after the commit")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(ledger, "run_now", die)
-        with pytest.raises(ConnectionError):
-            ledger.drain()
+    drain_and_die(monkeypatch)
     ledger.drain()
 
     assert LedgerEntry.objects.count() == 2

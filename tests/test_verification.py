@@ -58,7 +58,7 @@ from tenants.ids import new_id
 from tenants.models import Tenant, User
 from tenants.services import create_tenant
 from tests.conftest import eventually
-from tests.counting import a_demand, expire_hold, redis, some_usage
+from tests.counting import a_demand, admit, drain_and_die, end, expire_hold, redis, some_usage
 from tests.gateway import ROOT, environment
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -95,18 +95,6 @@ def budgets(acme: Tenant) -> list[Budget]:
 @pytest.fixture
 def secret(acme: Tenant, budgets: list[Budget]) -> str:
     return issue_key(tenant=acme, label="nightly", actor="test")[1]
-
-
-def admit(secret: str, **demand: Any) -> Reservation:
-    async def ask() -> Reservation:
-        caller = await identify({"authorization": f"Bearer {secret}"})
-        return await reserve(await reload(caller.public_id), a_demand(10, 100, **demand))
-
-    return asyncio.run(ask())
-
-
-def end(reservation: Reservation, **used: Any) -> None:
-    asyncio.run(settle(reservation, some_usage(**used), "completed", Moments(), 200))
 
 
 def call(secret: str, **used: Any) -> Reservation:
@@ -162,13 +150,7 @@ def test_what_is_committed_and_not_acknowledged_counts_once(
 ) -> None:
     call(secret)
 
-    def die(*_: Any) -> None:
-        raise ConnectionError("killed")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(ledger, "run_now", die)
-        with pytest.raises(ConnectionError):
-            ledger.drain()
+    drain_and_die(monkeypatch)
     call(secret)
 
     assert LedgerEntry.objects.count() == 1
