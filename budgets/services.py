@@ -1,4 +1,7 @@
-"""What is done to budgets, limits, prices and running calls: each a transaction with its audit event."""
+"""What is done to limits, prices, kill switches, running calls and recipients.
+
+Each is a transaction with its audit event.
+"""
 
 from __future__ import annotations
 
@@ -451,8 +454,7 @@ def add_recipient(
     """Let somebody be told of what happens to a tenant, or with none to everybody; returns them.
 
     ``kind`` is ``email`` or ``webhook``; without ``happenings``, all but closed
-    periods. What a
-    webhook is signed with says ``webhooks.secret_of``. Raises
+    periods. What a webhook is signed with says ``webhooks.secret_of``. Raises
     ``ValidationError`` for an address that cannot be one, or is there already.
     """
     recipient = Recipient(tenant=tenant, kind=kind, address=address)
