@@ -157,8 +157,7 @@ class Call:
     but what ``proxy.clamping`` puts into ``fields``; what that changed is in
     ``clamped``, and the size of context it asks for in ``num_ctx``.
 
-    ``loads``: the call only loads the model, which generates nothing and has no
-    counters. ``shows_usage``: the client wants the counters of a stream.
+    ``stream``: the answer comes in frames. ``shows_usage``: the client wants the counters of a stream.
     """
 
     route: Route
@@ -172,7 +171,6 @@ class Call:
     shows_usage: bool
     context_ids: int = 0
     media_bytes: int = 0
-    loads: bool = False
     asked: dict[str, float] = field(default_factory=dict)
     clamped: dict[str, int | bool | None] = field(default_factory=dict)
     num_ctx: int | None = None

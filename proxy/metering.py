@@ -232,12 +232,22 @@ def counters_in(answer: dict[str, Any]) -> Counters | None:
     """
     usage = answer.get("usage")
     if isinstance(usage, dict):
+        if _only_loaded(answer):
+            return Counters(0, 0)
         counted = openai_counters(usage)
         told = counted.input_tokens or counted.output_tokens or counted.total_tokens
         return counted if told else None
     if "embeddings" in answer:
         return _embedding_counters(answer)
     return native_counters(answer)
+
+
+def _only_loaded(answer: dict[str, Any]) -> bool:
+    """Whether a whole answer of ``/v1/completions`` says that its model was loaded and nothing else."""
+    match answer.get("choices"):
+        case [{"finish_reason": "load"}]:
+            return True
+    return False
 
 
 def _embedding_counters(answer: dict[str, Any]) -> Counters:

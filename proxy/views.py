@@ -88,11 +88,9 @@ async def infer(
     admission = await admit(request_id, request.headers, request.META, route, parse, request.body)
     call, cap = admission.call, admission.reservation.output_cap
     tenant = admission.reservation.caller.tenant
-    # Loading a model is answered by one object, even where a stream was asked for.
-    streams = call.stream and not call.loads
     # One and the same for all of the call, whatever is published while it runs.
     estimator = estimators.of(admission.target.model.name)
-    meter = meter_for(route, estimator, cap=cap, shows_usage=call.shows_usage) if streams else None
+    meter = meter_for(route, estimator, cap=cap, shows_usage=call.shows_usage) if call.stream else None
     running = RunningCall(call, admission, meter, estimator)
     try:
         body = call.upstream_body(admission.target.model.spelling, cap)

@@ -95,6 +95,16 @@ def test_openai_completions(house, openai_client, stream):
     assert_booked_as_sent(house, route="/v1/completions")
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_openai_completions_of_nothing_load_the_model_and_count_no_tokens(house, openai_client, stream):
+    answer = openai_client.completions.create(model="tiny:1b", prompt="", stream=stream)
+    parts = list(answer) if stream else [answer]
+
+    assert [(part.choices[0].text, part.choices[0].finish_reason) for part in parts] == [("", "load")]
+    assert_booked_as_sent(house, route="/v1/completions")
+    assert house.booked()[0].input_tokens == 0
+
+
 def test_openai_embeddings(house, openai_client):
     answer = openai_client.embeddings.create(model="emb", input=["one", "two"])
 

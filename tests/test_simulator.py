@@ -173,6 +173,14 @@ def test_empty_requests_load_and_unload_in_one_object(http, ollama):
     assert http.get("/api/ps").json()["models"] == []
 
 
+def test_an_empty_completion_is_the_end_of_a_stream_where_one_was_asked_for(http):
+    events = events_of(http.post("/v1/completions", json={"model": "tiny:1b", "prompt": "", "stream": True}))
+
+    loaded, end = events
+    assert loaded["choices"] == [{"text": "", "index": 0, "finish_reason": "load"}]
+    assert end == "[DONE]"
+
+
 def test_another_context_size_loads_the_model_again(http, ollama):
     for num_ctx in (2048, 2048, 1024):
         http.post("/api/generate", json={"model": "tiny:1b", "prompt": "x", "options": {"num_ctx": num_ctx}})

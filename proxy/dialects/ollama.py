@@ -250,7 +250,6 @@ def _generating(route: Route, kept: _Fields, prompt: Prompt, *, loads_model: boo
         output_wish=wish,
         shows_usage=True,
         context_ids=prompt.context_ids,
-        loads=loads_model,
         asked=asked,
     )
 
@@ -354,7 +353,6 @@ def embedding_call(route: Route, model: str, kept: _Fields, texts: list[str]) ->
         images=0,
         output_wish=None,
         shows_usage=True,
-        loads=not texts or texts == [""],
     )
 
 

@@ -138,7 +138,7 @@ def parse_chat(body: bytes) -> Call:
         prompt.tools(kept["tools"])
     if "response_format" in kept:
         prompt.structure(kept["response_format"])
-    return _generating(V1_CHAT, kept, prompt, loads_model=False)
+    return _generating(V1_CHAT, kept, prompt)
 
 
 def _count_message(prompt: Prompt, message: _Fields, param: str) -> None:
@@ -203,10 +203,10 @@ def parse_completions(body: bytes) -> Call:
     prompt.messages = 1
     prompt.text(kept.get("prompt", ""))
     prompt.text(kept.get("suffix", ""))
-    return _generating(V1_COMPLETIONS, kept, prompt, loads_model=not kept.get("prompt"))
+    return _generating(V1_COMPLETIONS, kept, prompt)
 
 
-def _generating(route: Route, kept: _Fields, prompt: Prompt, *, loads_model: bool) -> Call:
+def _generating(route: Route, kept: _Fields, prompt: Prompt) -> Call:
     model = fields.take_model(kept)
     for ignored in ("n", "best_of"):
         kept.pop(ignored, None)
@@ -222,7 +222,6 @@ def _generating(route: Route, kept: _Fields, prompt: Prompt, *, loads_model: boo
         media_bytes=prompt.media_bytes,
         output_wish=min((limit for limit in limits if limit is not None), default=None),
         shows_usage=kept.pop("stream_options", {}).get("include_usage", False),
-        loads=loads_model,
     )
 
 

@@ -152,6 +152,19 @@ async def answer(exchange: Exchange, wish: Wish, dialect: Dialect) -> None:
     await (_stream if wish.stream else _whole)(exchange, wish, dialect)
 
 
+async def send_final(exchange: Exchange, wish: Wish, dialect: Dialect, final: Final) -> None:
+    """Answer with the end alone, for there was nothing to generate."""
+    exchange.record.stream = wish.stream
+    if not wish.stream:
+        await exchange.send_json(dialect.whole(Piece(), final), newline=dialect.newline)
+        return
+    exchange.record.status = 200
+    await exchange.reply.begin(200, [("Content-Type", dialect.content_type), *dialect.headers])
+    for frame in dialect.final(final):
+        await exchange.reply.send(frame)
+    await exchange.reply.end()
+
+
 async def _stream(exchange: Exchange, wish: Wish, dialect: Dialect) -> None:
     reply, fault = exchange.reply, exchange.fault
     head = [("Content-Type", dialect.content_type), *dialect.headers]

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from proxy.simulator import frames, go_json, native, prompts
-from proxy.simulator.exchange import Dialect, Exchange, answer
+from proxy.simulator.exchange import Dialect, Exchange, answer, send_final
 from proxy.simulator.generation import Final, Piece, Refused, Wish
 from proxy.simulator.go_json import ListOf, Pointer, Struct
 from proxy.simulator.library import Model
@@ -142,7 +142,7 @@ async def completions(exchange: Exchange) -> None:
         )
     elif not prompt:
         exchange.record.done_reason = "load"
-        await exchange.send_json(dialect.whole(Piece(), Final("load", {})), newline=True)
+        await send_final(exchange, wish, dialect, Final("load", {}))
     else:
         await answer(exchange, wish, dialect)
 
