@@ -199,7 +199,7 @@ def test_a_free_model_needs_to_be_said_to_be_free(acme: Tenant, secret: str) -> 
     services.set_budget(scope="tenant", tenant=acme, unit="micro_usd", period="day", limit=5, actor="test")
     with pytest.raises(PriceMissing):
         asyncio.run(admit(secret))
-    with pytest.raises(ValidationError, match="only_when_free"):
+    with pytest.raises(ValidationError, match="has to be called free"):
         services.set_price(model=MODEL, actor="test")
     services.set_price(model=MODEL, free=True, actor="test")
 
@@ -289,8 +289,22 @@ def test_the_command_sets_a_budget(acme: Tenant, secret: str) -> None:
     ],
 )
 def test_the_command_says_what_is_wrong(acme: Tenant, arguments: list[str]) -> None:
-    with pytest.raises(CommandError):
+    with pytest.raises(CommandError) as refused:
         call_command("set_budget", *arguments, "--unit", "tokens", "--period", "day")
+    assert "Constraint" not in str(refused.value)
+
+
+@pytest.mark.parametrize("limit", ["-1", str(2**53), str(2**64)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["set_budget", "--unit", "tokens", "--period", "day"],
+        ["set_rate_limit", "--measure", "requests_per_minute"],
+    ],
+)
+def test_the_commands_say_what_a_limit_can_be(acme: Tenant, command: list[str], limit: str) -> None:
+    with pytest.raises(CommandError, match=r"from 0 to 9007199254740991, or none\.$"):
+        call_command(*command, "--tenant", "acme", "--limit", limit)
 
 
 def test_usage_is_shown_from_the_ledger(acme: Tenant, secret: str) -> None:
@@ -518,8 +532,9 @@ def test_the_command_sets_a_price_in_dollars(acme: Tenant) -> None:
     ],
 )
 def test_the_command_says_what_is_wrong_with_a_price(acme: Tenant, arguments: list[str]) -> None:
-    with pytest.raises(CommandError):
+    with pytest.raises(CommandError) as refused:
         call_command("set_price", "--model", MODEL, *arguments)
+    assert "Constraint" not in str(refused.value)
     assert not Price.objects.exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
@@ -84,3 +85,17 @@ class Price(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model} from {self.starts_at:%Y-%m-%d %H:%M}"
+
+    def clean(self) -> None:
+        wrong = {}
+        for name in ("input_price", "cached_price", "output_price"):
+            if not 0 <= getattr(self, name) <= LARGEST_PRICE:
+                wrong[name] = "A price lies between $0 and $1,000 for a million tokens."
+        if not 0 <= self.gpu_price <= LARGEST_GPU_PRICE:
+            wrong["gpu_price"] = "A price lies between $0 and $1 for a second of GPU time."
+        if self.cached_price > self.input_price:
+            wrong.setdefault("cached_price", "Cached input costs at most what other input does.")
+        if self.free == any((self.input_price, self.cached_price, self.output_price, self.gpu_price)):
+            wrong["free"] = "A price of nothing has to be called free, and nothing else may be."
+        if wrong:
+            raise ValidationError(wrong)

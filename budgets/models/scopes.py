@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
@@ -133,6 +134,10 @@ class ScopedRow(models.Model):
 
     class Meta:
         abstract = True
+
+    def clean(self) -> None:
+        if self.limit is not None and not 0 <= self.limit <= LARGEST:
+            raise ValidationError({"limit": f"A limit is a whole number from 0 to {LARGEST}, or none."})
 
     @property
     def whose(self) -> str:
