@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import re
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 METHODS = frozenset([b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"])
 # Two of one of these let two readers of the same request see two different callers or hosts.
 ONCE = (b"Host", b"Authorization", b"X-Api-Key", b"Content-Type", b"Content-Encoding")
+_BEFORE_PATH = re.compile(rb"\Ahttps?://[^/?]*/?", re.IGNORECASE)
 
 # How long and how much of what a refused client still sends is thrown away. A
 # socket closed on unread bytes is reset, and the reset may overtake the answer.
@@ -60,6 +62,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]  # the server's packages have 
     server: GatewayServer
     deadline: float | None
     refused = False
+    # The target of a request, as Twisted calls it.
+    _path: bytes
     _asked = b"/"
     _idle = True
     _thrown_away = 0
@@ -96,6 +100,9 @@ class Channel(HTTPChannel):  # type: ignore[misc]  # the server's packages have 
         self.refuse(431)
 
     def allHeadersReceived(self) -> None:  # noqa: N802
+        # The form that proxies are asked in, which servers have to understand as well.
+        if self._path[:1] != b"/":
+            self._path = _BEFORE_PATH.sub(b"/", self._path)
         self._asked = self._path.partition(b"?")[0]
         refusal = self._trouble_with_head()
         if refusal is None:
@@ -109,6 +116,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]  # the server's packages have 
         headers = self.requests[-1].requestHeaders
         if self._command not in METHODS:
             return RouteRefused()
+        if self._path[:1] != b"/":
+            return BadRequest("The path does not begin with a slash.")
         if not self._path.isascii():
             return BadRequest("The path has characters that are not ASCII.")
         for name in ONCE:

@@ -409,6 +409,8 @@ def test_a_root_path_from_a_client_is_ignored(served):
         pytest.param("TRACE / HTTP/1.1\nHost: x\n", 403, id="trace"),
         pytest.param("FROB / HTTP/1.1\nHost: x\n", 403, id="unknown method"),
         pytest.param("GET /v1/\xe9 HTTP/1.1\nHost: x\n", 400, id="bytes in the path"),
+        pytest.param("GET v1/echo HTTP/1.1\nHost: x\n", 400, id="no slash before the path"),
+        pytest.param("OPTIONS * HTTP/1.1\nHost: x\n", 400, id="no path"),
         pytest.param("GET /" + "x" * 20_000 + " HTTP/1.1\nHost: x\n", 431, id="long line"),
         pytest.param("nonsense\n", 400, id="nonsense"),
     ],
@@ -418,6 +420,15 @@ def test_a_request_that_two_readers_could_read_differently_is_refused(served, he
 
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     assert answer.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("target", ["http://x/v1/echo?a=b", "HTTPS://y:1/v1/echo?a=b"])
+def test_a_target_with_a_host_in_it_means_its_path(served, target):
+    answer = read_all(served.ask(f"GET {target} HTTP/1.1\nHost: x\nConnection: close\n\n"))
+
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert json.loads(body)["path"] == "/v1/echo"
 
 
 def test_two_pipelined_requests_are_answered_in_their_order(served):
