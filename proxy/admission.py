@@ -14,7 +14,13 @@ from typing import Any
 from uuid import UUID
 
 from budgets import refusals
-from budgets.exceptions import CountersUnavailable, HumanCheckRequired, LimitReached, StaleCaller
+from budgets.exceptions import (
+    CountersUnavailable,
+    HumanCheckRequired,
+    LimitReached,
+    PriceMissing,
+    StaleCaller,
+)
 from budgets.kill_switches import Switch, stopping
 from budgets.reservations import Demand, Reservation, Standing, look, refuse_killed, reserve
 from keys import verification
@@ -102,7 +108,7 @@ async def admit(
                 guest = await _proven(guest, caller, headers, demand)
             except StaleCaller:
                 caller = await verification.reload(caller.public_id)
-            except (EndpointRefused, AddressRefused, ModelRefused, OptionRefused):
+            except (EndpointRefused, AddressRefused, ModelRefused, OptionRefused, PriceMissing):
                 if await verification.is_current(caller):
                     raise
                 caller = await verification.reload(caller.public_id)

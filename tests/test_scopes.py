@@ -15,7 +15,7 @@ from budgets.services import set_budget, set_price, set_rate_limit
 from tenants.models import Team, Tenant, User
 from tenants.redis import PARTITION
 from tenants.services import add_member, create_team, create_tenant
-from tests.conftest import Caller, House
+from tests.conftest import Caller, House, eventually
 from tests.counting import redis
 
 RUN = "nightly"
@@ -202,3 +202,18 @@ def test_a_refusal_names_its_limit_its_reset_and_what_is_left(
     assert first.startswith('"team-tokens-day";r=20;t=')
     assert second.startswith('"platform-tokens-day";r=1000000;t=')
     assert answer.headers[limit_header] == "20"
+
+
+def test_who_was_refused_for_want_of_a_price_is_let_in_once_there_is_one(parties: Parties) -> None:
+    """Nothing else happens in between that would make the gateway look for changes."""
+    budget = set_budget(
+        scope="tenant", tenant=parties.acme, unit="micro_usd", period="day", limit=10**6, actor="test"
+    )
+    refused = [parties.ask(parties.ada, model=model).status_code for model in ("small", "small")]
+    set_price(model="small:latest", output_price=1, actor="test")
+    priced = parties.ask(parties.ada, model="small").status_code
+    still_refused = parties.ask(parties.ada, model="thinker").status_code
+    Budget.objects.filter(pk=budget.pk).delete()
+    free_of_money = eventually(lambda: parties.ask(parties.ada, model="thinker").status_code == 200)
+
+    assert (refused, priced, still_refused, free_of_money) == ([403, 403], 200, 403, True)
