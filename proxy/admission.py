@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from budgets import refusals
@@ -54,6 +54,7 @@ Headers = Mapping[str, str]
 # What Django calls so: the facts of a connection.
 Meta = Mapping[str, Any]
 Parse = Callable[[bytes], Call]
+Asked = TypeVar("Asked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ async def admit(
     model, run, guest = "", "", None
     try:
         run = run_of(headers)
-        call = await asyncio.to_thread(parse, body) if len(body) > LARGE_BODY_BYTES else parse(body)
+        call = await read(parse, body)
         model = call.model
         for _ in range(3):
             try:
@@ -116,6 +117,11 @@ async def admit(
     except Refusal as refusal:
         _note(refusal, request_id, caller, route, model, run)
         raise
+
+
+async def read(parse: Callable[[bytes], Asked], body: bytes) -> Asked:
+    """What ``body`` asks, read in a thread if it is large."""
+    return await asyncio.to_thread(parse, body) if len(body) > LARGE_BODY_BYTES else parse(body)
 
 
 async def _proven(guest: Guest | None, caller: Caller, headers: Headers, demand: HumanCheckRequired) -> Guest:

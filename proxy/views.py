@@ -22,7 +22,7 @@ from budgets.tallies import tallies
 from keys.endpoints import ENDPOINTS, doors_of
 from keys.exceptions import InvalidKey
 from proxy import human_checks, upstream
-from proxy.admission import Admission, Onlooker, admit, recognise
+from proxy.admission import Admission, Onlooker, admit, read, recognise
 from proxy.calls import Call, Dialect, Framing, Route
 from proxy.catalog import catalog
 from proxy.clamping import described
@@ -155,7 +155,8 @@ async def tags(request: HttpRequest, request_id: UUID) -> Reply:
 async def show(request: HttpRequest, request_id: UUID) -> Reply:
     """POST /api/show: one of these models, without what its maker or operator wrote into it."""
     onlooker = await recognise(request.headers, request.META, "/api/show")
-    return _json(onlooker.find(ollama.parse_show(request.body)).model.shown, onlooker)
+    name = await read(ollama.parse_show, request.body)
+    return _json(onlooker.find(name).model.shown, onlooker)
 
 
 @door
@@ -198,7 +199,7 @@ async def model(request: HttpRequest, request_id: UUID, name: str) -> Reply:
 async def count_tokens(request: HttpRequest, request_id: UUID) -> Reply:
     """POST /v1/messages/count_tokens: an estimate, as only the model could tell and Ollama cannot ask it."""
     onlooker = await recognise(request.headers, request.META, "/v1/messages/count_tokens")
-    call = anthropic.parse_count(request.body)
+    call = await read(anthropic.parse_count, request.body)
     estimator = estimators.of(onlooker.find(call.model).model.name)
     return _json({"input_tokens": call.input_estimate(estimator)}, onlooker, Dialect.ANTHROPIC)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import ollama
 import openai
 import pytest
 
+from proxy import admission
 from tests.conftest import House
 
 # Each package has types of its own for the same words.
@@ -160,6 +162,24 @@ def test_anthropic_tokens_are_counted_by_ourselves(house, anthropic_client):
 
     assert counted.input_tokens > 0
     assert house.ollama.calls == []
+
+
+def test_a_large_body_is_read_while_others_are_answered():
+    async def read_one() -> bool:
+        answered = threading.Event()
+        asyncio.get_running_loop().call_soon(answered.set)
+        return await admission.read(lambda _: answered.wait(30), b" " * (admission.LARGE_BODY_BYTES + 1))
+
+    assert asyncio.run(read_one())
+
+
+def test_anthropic_tokens_of_a_large_prompt_are_counted(house, anthropic_client):
+    prompt = "word " * (admission.LARGE_BODY_BYTES // 4)
+    counted = anthropic_client.messages.count_tokens(
+        model="tiny:1b", messages=[{"role": "user", "content": prompt}]
+    )
+
+    assert counted.input_tokens > admission.LARGE_BODY_BYTES // 8
 
 
 def test_anthropic_errors_are_its_own(house, anthropic_client):
