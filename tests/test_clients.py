@@ -88,6 +88,18 @@ def test_openai_limit_of_output_reaches_ollama(house, openai_client):
     assert json.loads(house.ollama.calls[0].body)["max_tokens"] == 5
 
 
+@pytest.mark.parametrize(
+    ("rest", "status"),
+    [pytest.param({"tool_calls": []}, 200, id="a list"), pytest.param({}, 400, id="no list")],
+)
+def test_openai_message_may_be_empty_if_it_has_a_list_of_calls(house, rest, status):
+    """As programs write an answer of a model that said nothing, when they send it back."""
+    said = [*MESSAGES, {"role": "assistant", "content": None, **rest}, *MESSAGES]
+    answer = house.ada.http.post("/v1/chat/completions", json={"model": "tiny:1b", "messages": said})
+
+    assert answer.status_code == status
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_openai_completions(house, openai_client, stream):
     answer = openai_client.completions.create(model="tiny:1b", prompt="Once", stream=stream)

@@ -150,7 +150,7 @@ def _count_message(prompt: Prompt, message: _Fields, param: str) -> None:
         prompt.text(message.get(name, ""))
     if isinstance(content, str):
         prompt.text(content)
-    elif content is None and not message.get("tool_calls"):
+    elif content is None and "tool_calls" not in message:
         raise wrong(f"{param}.content", "a string or a list of parts")
     for index, part in enumerate(parts):
         _count_part(prompt, part, f"{param}.content[{index}]")

@@ -378,7 +378,7 @@ def _messages(given: dict[str, Any]) -> list[prompts.Message]:
         return [prompts.Message(role, content, given.get("reasoning", ""), calls=calls)]
     if isinstance(content, list):
         return [_part(role, part) for part in content]
-    if content is None and calls:
+    if content is None and given.get("tool_calls") is not None:
         for call in calls:
             try:
                 json.loads((call.get("function") or {}).get("arguments", ""))
