@@ -9,7 +9,7 @@ have identifiers beside their names, and the CSV has the names as they are.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
@@ -24,6 +24,7 @@ from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import CondPageBreak, LongTable, Paragraph, SimpleDocTemplate, Spacer, TableStyle
 
 from budgets.pricing import usd_in_full
+from budgets.usage import estimated_share
 
 if TYPE_CHECKING:
     from budgets.models import Statement
@@ -65,12 +66,10 @@ def pdf_of(statement: Statement) -> bytes:
     return paper.getvalue()
 
 
-def share(part: int, whole: int) -> str:
-    """A share in percent with one place, cut off; empty without a whole."""
-    if whole <= 0 or part < 0:
-        return ""
-    thousandths = 1000 * part // whole
-    return f"{thousandths // 10}.{thousandths % 10} %"
+def share(line: Mapping[str, Any]) -> str:
+    """How much of the tokens of a line is estimated, in percent, as the portal tells it in English."""
+    per_mille = estimated_share(line)
+    return f"{per_mille // 10}.{per_mille % 10} %"
 
 
 def seconds(milliseconds: int) -> str:
@@ -172,7 +171,7 @@ def _figures(line: dict[str, Any]) -> Sequence[str]:
         str(line["input_tokens"]),
         str(line["cached_tokens"]),
         str(line["output_tokens"]),
-        share(line["estimated_tokens"], line["input_tokens"] + line["output_tokens"]),
+        share(line),
         seconds(line["gpu_ms"]),
         usd_in_full(line["cost_micro_usd"]),
     )

@@ -21,6 +21,7 @@ from django.conf import settings
 from django.db import connection
 from django.db.models import Case, F, Max, QuerySet, Sum, When
 
+from budgets.exports.columns import DANGEROUS
 from budgets.models import ClosedMonth, LedgerEntry, Statement
 from budgets.open_months import following
 from budgets.pricing import usd_in_full
@@ -35,8 +36,7 @@ NUMBERING = 0x544F4C4D01
 RATES = ("input_price", "cached_price", "output_price", "gpu_price")
 TEXTS = ("part", "closed_month", "key_id", "key", "model", "request_id", "reason", "actor")
 HEAD = ("statement", "revision", "tenant", "month", *TEXTS, *FIGURES, "cost_usd")
-# With these a spreadsheet begins a formula.
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+FORMULAS = tuple(map(chr, DANGEROUS))
 
 
 def selection_of(closing: ClosedMonth) -> Selection:
@@ -133,7 +133,7 @@ def csv_of(statement: Statement) -> bytes:
 
 
 def harmless(text: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
+    """A text that no spreadsheet takes for a formula, guarded as in exports."""
     return f"'{text}" if text.startswith(FORMULAS) else text
 
 
