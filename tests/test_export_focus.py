@@ -125,7 +125,7 @@ def test_a_charge_of_each_meter_of_a_key_model_and_day(acme: Tenant) -> None:
     rows = charges(acme)
 
     told = [
-        (row["x_Day"], json.loads(row["Tags"])["key"], row["ResourceId"], row["SkuMeter"]) for row in rows
+        (row["x_Day"], json.loads(row["Tags"])["tollgate/key"], row["ResourceId"], row["SkuMeter"]) for row in rows
     ]
     three = ["Input tokens", "Output tokens", "GPU time"]
     assert told == [
@@ -335,7 +335,11 @@ def test_tags_are_json_whatever_people_call_things(acme: Tenant) -> None:
 
     tags = json.loads(charges(acme)[0]["Tags"])
 
-    assert tags == {"key": name, "key_id": "00000000-0000-4000-8000-00000000000a", "member": "ada"}
+    assert tags == {
+        "tollgate/key": name,
+        "tollgate/key_id": "00000000-0000-4000-8000-00000000000a",
+        "tollgate/member": "ada",
+    }
 
 
 def test_the_ledger_of_a_tenant_that_is_gone_is_still_charged_by_days_of_utc(acme: Tenant) -> None:

@@ -167,10 +167,12 @@ LEFT JOIN (
   WHERE c.reopened_at IS NULL
 ) AS invoice ON invoice.tenant_id = e.tenant_id AND invoice.month = date_trunc('month', e.day)::date"""
 
+# FOCUS wants a prefix before the names of tags that the provider chose.
 TAGS = """
 jsonb_strip_nulls(jsonb_build_object(
-  'key', e.key, 'key_id', e.key_id, 'member', nullif(e.member, ''), 'member_id', e.member_id,
-  'team', nullif(e.team, ''), 'team_id', e.team_id
+  'tollgate/key', e.key, 'tollgate/key_id', e.key_id,
+  'tollgate/member', nullif(e.member, ''), 'tollgate/member_id', e.member_id,
+  'tollgate/team', nullif(e.team, ''), 'tollgate/team_id', e.team_id
 ))::text"""
 
 DESCRIPTION = """
