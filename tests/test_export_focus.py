@@ -125,7 +125,8 @@ def test_a_charge_of_each_meter_of_a_key_model_and_day(acme: Tenant) -> None:
     rows = charges(acme)
 
     told = [
-        (row["x_Day"], json.loads(row["Tags"])["tollgate/key"], row["ResourceId"], row["SkuMeter"]) for row in rows
+        (row["x_Day"], json.loads(row["Tags"])["tollgate/key"], row["ResourceId"], row["SkuMeter"])
+        for row in rows
     ]
     three = ["Input tokens", "Output tokens", "GPU time"]
     assert told == [
