@@ -8,14 +8,14 @@ from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
-from unfold.admin import ModelAdmin
 
+from audit.admin_pages import AdminPage
 from audit.growing import GrowingList, NewestPaginator, having, narrowing, uuid_in, when
 from audit.models import AuditEvent
 from audit.recording import record
 
 
-class ReadOnlyAdmin(ModelAdmin):
+class ReadOnlyAdmin(AdminPage):
     """Rows to look at: nobody adds, changes or deletes one here, superusers included.
 
     ``id_fields`` are found by a whole UUID typed into the search.
@@ -44,7 +44,7 @@ class ReadOnlyAdmin(ModelAdmin):
         return queryset.filter(Q.create([(name, wanted) for name in self.id_fields], Q.OR)), False
 
 
-class ServiceAdmin(ModelAdmin):
+class ServiceAdmin(AdminPage):
     """For models that services write, each change with its audit event; lists never count the whole table."""
 
     show_full_result_count = False
@@ -54,7 +54,7 @@ class ServiceAdmin(ModelAdmin):
             self.delete_model(request, row)
 
 
-class AuditedAdmin(ModelAdmin):
+class AuditedAdmin(AdminPage):
     """For models without services: what Django logs of a change is recorded in the audit too."""
 
     # Django deletes a selection outside of a transaction, where no audit event can be written.

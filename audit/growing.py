@@ -14,13 +14,14 @@ from typing import Any, ClassVar, cast
 from uuid import UUID
 
 from django.contrib import admin
-from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
 from django.db.models import Q, QuerySet
 from django.db.models.expressions import Combinable
 from django.http import HttpRequest
 from django.utils.functional import cached_property
 from django.utils.timezone import now
+
+from audit.admin_pages import AnsweringChangeList
 
 LOOK_BACK = 50_000
 
@@ -132,6 +133,13 @@ def span_of(text: str, present: datetime) -> tuple[datetime, datetime]:
 
     Raises ``ValueError`` for anything else.
     """
+    try:
+        return _span_of(text, present)
+    except OverflowError:
+        raise ValueError(text) from None
+
+
+def _span_of(text: str, present: datetime) -> tuple[datetime, datetime]:
     if text == "hour":
         return present - timedelta(hours=1), present + timedelta(minutes=1)
     if len(text) == len("2026-11"):
@@ -165,7 +173,7 @@ def among_newest(name: str, called: str, answers: Mapping[str, tuple[str, Q]]) -
     return type(f"AmongNewest_{name}", (AmongNewest,), attributes)
 
 
-class InOrderOfTime(ChangeList):
+class InOrderOfTime(AnsweringChangeList):
     """A list that is in the order of its time, whatever an address asks for."""
 
     def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[str | Combinable]:
@@ -201,7 +209,7 @@ class GrowingList:
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         return (f"-{self.newest_by}", "-pk")
 
-    def get_changelist(self, request: HttpRequest, **options: Any) -> type[ChangeList]:
+    def get_changelist(self, request: HttpRequest, **options: Any) -> type[AnsweringChangeList]:
         return InOrderOfTime
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
+from django.core.exceptions import BadRequest
 from django.core.paginator import Paginator
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
@@ -16,6 +19,19 @@ class OperatorsSite(UnfoldAdminSite):
     """The admin at ``/admin/``."""
 
     index_title = "Dashboard"
+
+    def admin_view(self, view: Callable[..., Any], cacheable: bool = False) -> Callable[..., Any]:
+        """Views that only operators reach, and that get no text which PostgreSQL cannot keep."""
+        inner = super().admin_view(view, cacheable)
+
+        @wraps(inner)
+        def asked(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+            for fields in (request.GET, request.POST):
+                if any("\0" in text for name, texts in fields.lists() for text in (name, *texts)):
+                    raise BadRequest("There is a NUL in what was sent.")
+            return inner(request, *args, **kwargs)
+
+        return asked
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """The dashboard, or one of its charts as a file."""

@@ -105,6 +105,17 @@ TEMPLATES = [
     }
 ]
 
+# Django mails what breaks a page to ADMINS, and there are none. A refusal is no fault.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "filters": {
+        "faults": {"()": "django.utils.log.CallbackFilter", "callback": lambda record: bool(record.exc_info)}
+    },
+    "handlers": {"faults": {"class": "logging.StreamHandler", "level": "ERROR", "filters": ["faults"]}},
+    "loggers": {"django.request": {"handlers": ["faults"]}},
+}
+
 REST_FRAMEWORK = {
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],

@@ -15,9 +15,9 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.views.decorators.debug import sensitive_variables
-from unfold.admin import ModelAdmin
 from unfold.widgets import UnfoldAdminSplitDateTimeWidget
 
+from audit.admin_pages import AdminPage
 from keys import effects, services
 from keys.above import above
 from keys.callers import caller_of
@@ -53,7 +53,7 @@ class RotationForm(forms.Form):
     )
 
 
-class KeyActions(ModelAdmin):
+class KeyActions(AdminPage):
     """The actions of the list of keys, and what the page of a key has besides its form."""
 
     actions = ["revoke", "disable", "enable", "expire"]
@@ -180,7 +180,7 @@ class KeyActions(ModelAdmin):
         return key
 
 
-def tell_effect(page: ModelAdmin, request: HttpRequest, done: str, effect: effects.Effect) -> None:
+def tell_effect(page: AdminPage, request: HttpRequest, done: str, effect: effects.Effect) -> None:
     """Tell an operator what was done, when it was in force everywhere, and what it cut."""
     if effect.seconds is None:
         page.message_user(request, f"{done}; pending, because Redis cannot be reached.", messages.WARNING)

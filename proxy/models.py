@@ -18,8 +18,12 @@ def valid_base_url(url: str) -> None:
 
     Everything behind the host is written by the gateway itself.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # brackets that do not close, a port that is none
+        sound = False
+    if not sound or not url.isascii() or not url.isprintable() or " " in url:
         raise ValidationError("Give an address such as http://10.0.0.5:11434.")
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username or parts.password:
         raise ValidationError("Give scheme, host and port only: http://10.0.0.5:11434.")

@@ -106,8 +106,11 @@ def test_an_upstream_is_changed_through_the_service_that_records_it(operator):
 
 @pytest.mark.parametrize(
     "address",
-    ["ftp://host", "http://", "http://host/path", "http://user:secret@host", "http://host?x=1", "host:1"],
-)
+    [
+        "ftp://host", "http://", "http://host/path", "http://user:secret@host", "http://host?x=1", "host:1",
+        "http://[::1", "http://host:99999", "http://host:0", "http://host:x", "http://ho st", "http://h\u00f6st",
+    ],
+)  # fmt: skip
 def test_an_upstream_needs_a_plain_address(operator, address):
     response = operator.post(url_of(Upstream, "add"), {"name": "gpu-1", "base_url": address, "enabled": "on"})
 

@@ -1,0 +1,76 @@
+"""What pages of the admin make of odd input: they tell what cannot be, and none of them breaks over it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.widgets import AutocompleteSelect
+from django.core.exceptions import FieldDoesNotExist, ValidationError
+from django.db import DataError
+from django.db.models import ForeignKey
+from django.db.models.constants import LOOKUP_SEP
+from django.forms import ModelChoiceField
+from django.http import HttpRequest
+from unfold.admin import ModelAdmin
+from unfold.views import ChangeList
+
+
+class AnsweringChangeList(ChangeList):
+    """A list that takes a filter which no row can be compared with for one that it does not know."""
+
+    def get_filters(self, request: HttpRequest) -> Any:
+        try:
+            return super().get_filters(request)
+        except OverflowError as error:  # a year, month or day too long for a calendar
+            raise IncorrectLookupParameters(error) from error
+
+    def get_results(self, request: HttpRequest) -> None:
+        try:
+            super().get_results(request)
+        except (DataError, ValueError, OverflowError) as error:
+            # Django looks at filters before it asks the database, which is where these turn up.
+            raise IncorrectLookupParameters(error) from error
+
+
+class Chosen(AutocompleteSelect):
+    """A thing that is chosen by typing. Django's own breaks where a form returns with an id that is none."""
+
+    def optgroups(self, name: str, value: list[str], attr: dict[str, Any] | None = None) -> list[Any]:
+        return super().optgroups(name, [one for one in value if self._may_be(one)], attr)
+
+    def _may_be(self, value: str) -> bool:
+        try:
+            self.field.target_field.get_prep_value(self.field.target_field.to_python(value))
+        except (ValidationError, ValueError):
+            return False
+        return True
+
+
+class AdminPage(ModelAdmin):
+    """Lists and forms of a model; all in the admin begin here."""
+
+    def get_changelist(self, request: HttpRequest, **options: Any) -> type[ChangeList]:
+        return AnsweringChangeList
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        """Filters of the list, and ids. Others would answer questions about columns that it does not show."""
+        name = lookup.partition(LOOKUP_SEP)[0]
+        return self._offered(name, request) and super().lookup_allowed(lookup, value, request)
+
+    def _offered(self, name: str, request: HttpRequest) -> bool:
+        filters = (one[0] if isinstance(one, list | tuple) else one for one in self.get_list_filter(request))
+        parameters = {getattr(one, "parameter_name", one) for one in filters}
+        if name in {"pk", self.opts.pk.name, self.date_hierarchy, *parameters}:
+            return True
+        try:
+            return self.opts.get_field(name).is_relation
+        except FieldDoesNotExist:
+            return False
+
+    def formfield_for_foreignkey(
+        self, db_field: ForeignKey[Any], request: HttpRequest, **options: Any
+    ) -> ModelChoiceField[Any] | None:
+        if db_field.name in self.get_autocomplete_fields(request):
+            options.setdefault("widget", Chosen(db_field, self.admin_site, using=options.get("using")))
+        return super().formfield_for_foreignkey(db_field, request, **options)
