@@ -118,7 +118,7 @@ LOGGING = {
 
 REST_FRAMEWORK = {
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_PARSER_CLASSES": ["tenants.api.bodies.StrictJSON"],
     "DEFAULT_AUTHENTICATION_CLASSES": [
         "keys.api.authentication.ManagementKeyAuthentication",
         "rest_framework.authentication.SessionAuthentication",

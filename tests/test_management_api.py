@@ -357,6 +357,50 @@ def test_pages_follow_each_other_and_are_not_moved_by_what_is_added():
     assert first["results"][0]["id"] == str(tenants[-1].pk)
 
 
+ODD_BODIES = {
+    "lists in lists": b"[" * 2000,
+    "half a character": b'{"name": "\\ud800", "scope": "\\ud800", "tenant": "\\ud800", "profile": "\\ud800"}',
+    "no number": b'{"limit": NaN}',
+    "no UTF-8": b'{"name": "\xff"}',
+    "a second value": b"{} {}",
+    "nothing": b"",
+}
+
+
+def test_a_body_that_is_no_json_is_refused_at_every_address() -> None:
+    asking, nobody = manager(), uuid.uuid4()
+
+    for endpoint in [one for one in ENDPOINTS if one.method in ("POST", "PATCH")]:
+        for odd, body in ODD_BODIES.items():
+            answer = Client().generic(
+                endpoint.method,
+                f"/manage/v1/{endpoint.path(pk=nobody, raise_id=nobody)}",
+                body,
+                content_type="application/json",
+                headers={"Authorization": f"Bearer {asking.secret}"},
+            )
+            assert answer.status_code in (400, 404), (endpoint, odd)
+            assert answer["Content-Type"] == "application/problem+json", (endpoint, odd)
+
+
+def test_an_order_of_an_export_that_cannot_be_read_is_refused() -> None:
+    asking = manager()
+    order = {"from_day": "2026-10-01", "before_day": "2026-11-01", "profile": "day"}
+
+    for field in ("from_day", "before_day", "profile", "layout", "separator", "tenant"):
+        for value in (True, 10**30, [], {"a": 1}):
+            answer = asking.post("exports/", **{**order, field: value})
+            assert (answer.status_code, list(answer.json()["errors"])) == (400, [field]), value
+
+
+def test_what_an_order_says_of_compression_is_heard() -> None:
+    order = {"from_day": "2026-10-01", "before_day": "2026-11-01", "profile": "day"}
+
+    for compressed in (True, False):
+        answer = manager().post("exports/", **order, gzip=compressed)
+        assert (answer.status_code, answer.json()["order"]["gzip"]) == (201, compressed)
+
+
 def test_a_page_has_a_most_and_a_wrong_cursor_is_told():
     one = manager("tenants:read", "audit:read", "calls:read")
     Tenant.objects.bulk_create([Tenant(slug=f"t{number}", name="T") for number in range(MOST + 1)])

@@ -135,8 +135,7 @@ def _order(user: User | Program, given: Any) -> Order:
     if not isinstance(given, dict):
         raise ValidationError("An order is an object.")
     # What a browser's form sends is text, and that is what the form reads.
-    as_text = {name: value if isinstance(value, bool) else str(value) for name, value in given.items()}
-    form = ProgramsForm(as_text)
+    form = ProgramsForm({name: str(value) for name, value in given.items()})
     if not form.is_valid():
         # As the framework calls what is wrong with no field alone.
         raise ValidationError(
