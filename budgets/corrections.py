@@ -14,7 +14,7 @@ from django.utils.timezone import now
 from audit.recording import record
 from budgets import booking
 from budgets.archives import archived_with
-from budgets.models import LedgerEntry
+from budgets.models import LARGEST, LedgerEntry
 from budgets.open_months import first_of, open_days, share
 from budgets.usage import SUMS
 from tenants.ids import new_id
@@ -83,6 +83,8 @@ def _refuse_impossible(net: Mapping[str, int], changes: Mapping[str, int]) -> No
     for whole, part in (("input_tokens", "cached_tokens"), ("output_tokens", "thinking_tokens")):
         if after[part] > after[whole]:
             raise ValidationError(f"{part} would be {after[part]}, more than {whole}, {after[whole]}.")
+    if too_large := [figure for figure in SUMS if after[figure] > LARGEST]:
+        raise ValidationError([f"{name} cannot be more than {LARGEST}." for name in too_large])
     if after["requests"] > 1:
         raise ValidationError("It is one request and cannot become more.")
 

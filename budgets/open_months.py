@@ -33,8 +33,11 @@ def following(month: date) -> date:
 
 
 def month_written(text: str) -> date:
-    """The first day of a month written like ``2026-10``; raises ``ValueError`` for anything else."""
-    if not re.fullmatch(r"\d{4}-\d{2}", text, re.ASCII):
+    """The first day of a month written like ``2026-10``; raises ``ValueError`` for anything else.
+
+    A year before 2000 or after 2999 is a slip, and would get a statement with a number.
+    """
+    if not re.fullmatch(r"2\d{3}-\d{2}", text, re.ASCII):
         raise ValueError(f"{text!r} is no month. Example: 2026-10.")
     try:
         return date(int(text[:4]), int(text[5:]), 1)

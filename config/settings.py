@@ -322,7 +322,10 @@ WEBHOOK_NETWORKS: list[str] = env.list("WEBHOOK_NETWORKS", default=[])
 METRICS_TOKEN: str = env.str("METRICS_TOKEN", default="")
 
 # Prompt log: keys that encrypt it (without one nobody can opt in), and the most that is kept.
-PROMPT_LOG_KEYS = [b64decode(key, validate=True) for key in env.list("PROMPT_LOG_KEYS", default=[])]
+try:
+    PROMPT_LOG_KEYS = [b64decode(key, validate=True) for key in env.list("PROMPT_LOG_KEYS", default=[])]
+except ValueError:
+    PROMPT_LOG_KEYS = [b""]
 if any(len(key) != 32 for key in PROMPT_LOG_KEYS):
     raise ImproperlyConfigured("Each of PROMPT_LOG_KEYS is 32 random bytes in base64.")
 PROMPT_LOG_MAX_DAYS: int = env.int("PROMPT_LOG_MAX_DAYS", default=30)

@@ -311,6 +311,9 @@ def test_keys_that_are_revoked_and_what_limits_them_are_not_declared():
         ("version: 1\nprices: [{model: 'a:b', starts_at: 2026-01-01T00:00:00}]", "needs an offset"),
         ("version: 1\nprices: [{model: 'a:b'}]", "needs starts_at|starts_at of row 1"),
         ("version: 1\n  tenants: [", "The file is no YAML"),
+        ("[" * 5000, "lists in lists"),
+        ('version: 1\ntenants: [{slug: a, name: "A\\0B"}]', "name of row 1 of tenants has a NUL"),
+        ('version: 1\ntenants: [{slug: a, name: A, models: ["a\\0:b"]}]', "models of row 1 .* a NUL"),
         ("version: 1\nx: !!python/object/apply:os.system ['true']", "The file is no YAML"),
     ],
 )  # fmt: skip

@@ -239,6 +239,10 @@ def test_usage_is_corrected_by_command(acme: Tenant, last: date) -> None:
         (["{id}", "--change", "output_tokens"], "'output_tokens' is no change"),
         (["{id}", "--change", "output_tokens=1", "--change", "output_tokens=2"], "each figure once"),
         (["{id}", "--change", "output_tokens=-21"], "it cannot be -1"),
+        (
+            ["{id}", "--change", f"cost_micro_usd={10**30}"],
+            "cannot be more than 9007199254740991",
+        ),
     ],
 )
 def test_what_is_no_correction_is_told(acme: Tenant, last: date, arguments: list[str], told: str) -> None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import runpy
 import threading
 import time
 from base64 import b64encode
@@ -19,7 +20,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from django.core.exceptions import ValidationError
+from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.management import CommandError, call_command
 from django.db import IntegrityError
 from django.db.models import F
@@ -57,6 +58,7 @@ from tests.conftest import Caller, House, eventually
 from tests.fault_proxy import line_to
 from tests.gateway import Gateway, database_url
 from tests.test_crashes import ready
+from tests.test_docs import ROOT
 from tests.test_hostile import CANARY, DOORS, MESSAGES, everything_in_postgres, everything_in_redis
 
 OLD, NEW = (bytes([number]) * 32 for number in (1, 2))
@@ -392,6 +394,14 @@ def test_what_waits_when_a_process_ends_is_written(house: House) -> None:
 
 
 # Opting in
+
+
+@pytest.mark.parametrize("given", ["short", "c2hvcnQ=", "-" * 43 + "="])
+def test_keys_that_are_none_are_told_in_a_sentence(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPT_LOG_KEYS", given)
+
+    with pytest.raises(ImproperlyConfigured, match="is 32 random bytes in base64"):
+        runpy.run_path(str(ROOT / "config" / "settings.py"))
 
 
 def test_without_keys_to_encrypt_with_nobody_can_opt_in_and_nothing_is_kept(

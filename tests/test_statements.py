@@ -365,7 +365,9 @@ def test_no_text_is_a_formula(text: str, safe: str) -> None:
     assert statements.harmless(text) == safe
 
 
-@pytest.mark.parametrize("text", ["2026-13", "2026-00", "2026", "26-10", "2026-10-01", "0000-01", ""])
+@pytest.mark.parametrize(
+    "text", ["2026-13", "2026-00", "2026", "26-10", "2026-10-01", "0000-01", "0206-10", "9999-12", ""]
+)
 def test_what_is_no_month_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no month"):
         month_written(text)

@@ -140,6 +140,12 @@ def test_the_commands_say_what_is_wrong(acme: Tenant, command: str, arguments: l
         call_command(command, *arguments)
 
 
+@pytest.mark.parametrize("limit", ["0", "-1"])
+def test_no_table_has_less_than_a_line(acme: Tenant, limit: str) -> None:
+    with pytest.raises(CommandError, match="one line or more"):
+        call_command("show_usage", "--all", f"--limit={limit}")
+
+
 def test_a_total_is_explained_as_a_tree_that_adds_up(acme: Tenant) -> None:
     for model, days in (("a", 0), ("a", 1), ("b", 1), ("b", 40)):
         book(ledgers.of(acme, model=model, ended_at=NOON + timedelta(days=days), exact=model == "a"))

@@ -72,6 +72,8 @@ def _checked(value: Any, types: tuple[type, ...], place: str) -> Any:
         return value.astimezone(UTC)
     if isinstance(value, list) and not all(isinstance(item, (str, int)) for item in value):
         raise ValidationError(f"{place} has to be a list of words or numbers.")
+    if any("\0" in str(item) for item in (value if isinstance(value, list) else [value])):
+        raise ValidationError(f"{place} has a NUL in it, which cannot be kept.")
     return value
 
 
@@ -81,6 +83,8 @@ def read(text: str, shapes: Mapping[str, Shape]) -> Document:
         told = yaml.load(text, _Strict)  # noqa: S506 - a safe loader that takes no name twice
     except yaml.YAMLError as exc:
         raise ValidationError(f"The file is no YAML: {exc}") from exc
+    except RecursionError as exc:
+        raise ValidationError("The file has lists in lists without end.") from exc
     if not isinstance(told, dict) or told.get("version") != VERSION:
         raise ValidationError(f"The file has to begin with version: {VERSION}.")
     if unknown := [str(name) for name in told if name not in shapes and name != "version"]:

@@ -1,7 +1,7 @@
 import json
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from budgets import usage
 from budgets.selecting import add_by_argument, add_selection_arguments, parts_named, selected_by
@@ -23,6 +23,8 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if options["limit"] is not None and options["limit"] < 1:
+            raise CommandError("--limit is one line or more.")
         chosen, by = selected_by(options), parts_named(options)
         order = f"-{options['most']}" if options["most"] else ""
         found = usage.breakdown(chosen.selection, by, order=order, limit=options["limit"])
