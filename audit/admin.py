@@ -60,12 +60,20 @@ class AuditedAdmin(AdminPage):
     # Django deletes a selection outside of a transaction, where no audit event can be written.
     actions: Any = None
 
+    def save_model(self, request: HttpRequest, obj: Model, form: Any, change: bool) -> None:
+        if change:
+            saved = type(obj)._default_manager.get(pk=obj.pk)  # noqa: SLF001 - Django's own name for it
+            request.said_before = self.details_of(saved)  # type: ignore[attr-defined]
+        super().save_model(request, obj, form, change)
+
     def log_addition(self, request: HttpRequest, obj: Model, message: Any) -> Any:
         self._record(request, obj, "added", changes=message)
         return super().log_addition(request, obj, message)
 
     def log_change(self, request: HttpRequest, obj: Model, message: Any) -> Any:
-        self._record(request, obj, "changed", changes=message)
+        before, after = getattr(request, "said_before", {}), self.details_of(obj)
+        different = {name: value for name, value in before.items() if value != after[name]}
+        self._record(request, obj, "changed", changes=message, before=different)
         return super().log_change(request, obj, message)
 
     def log_deletions(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:
@@ -74,7 +82,7 @@ class AuditedAdmin(AdminPage):
         return super().log_deletions(request, queryset)
 
     def details_of(self, obj: Any) -> dict[str, Any]:
-        """What else the audit event says about ``obj`` as it is after the change."""
+        """What else the audit event says of ``obj`` after a change; of what differs, also what it was before."""
         return {}
 
     def _record(self, request: HttpRequest, obj: Model, happened: str, **details: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.contrib.admin.options import IncorrectLookupParameters
@@ -36,7 +37,7 @@ class AnsweringChangeList(ChangeList):
 class Chosen(AutocompleteSelect):
     """A thing that is chosen by typing. Django's own breaks where a form returns with an id that is none."""
 
-    def optgroups(self, name: str, value: list[str], attr: dict[str, Any] | None = None) -> list[Any]:
+    def optgroups(self, name: str, value: Sequence[str], attr: dict[str, Any] | None = None) -> list[Any]:
         return super().optgroups(name, [one for one in value if self._may_be(one)], attr)
 
     def _may_be(self, value: str) -> bool:
@@ -56,7 +57,7 @@ class AdminPage(ModelAdmin):
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         """Filters of the list, and ids. Others would answer questions about columns that it does not show."""
         name = lookup.partition(LOOKUP_SEP)[0]
-        return self._offered(name, request) and super().lookup_allowed(lookup, value, request)
+        return self._offered(name, request) and bool(super().lookup_allowed(lookup, value, request))
 
     def _offered(self, name: str, request: HttpRequest) -> bool:
         filters = (one[0] if isinstance(one, list | tuple) else one for one in self.get_list_filter(request))
@@ -73,4 +74,5 @@ class AdminPage(ModelAdmin):
     ) -> ModelChoiceField[Any] | None:
         if db_field.name in self.get_autocomplete_fields(request):
             options.setdefault("widget", Chosen(db_field, self.admin_site, using=options.get("using")))
-        return super().formfield_for_foreignkey(db_field, request, **options)
+        field: ModelChoiceField[Any] | None = super().formfield_for_foreignkey(db_field, request, **options)
+        return field

@@ -39,6 +39,12 @@ from tenants.models import Member, Team, Tenant
 
 Row = TypeVar("Row", bound=ScopedRow)
 
+# What a price and a cost say, beside of what and since when.
+PRICE_FIGURES = ("input_price", "cached_price", "output_price", "gpu_price", "free")
+COST_FIGURES = (
+    "hardware_price", "life_months", "busy_watts", "idle_watts", "kwh_price", "other_per_month", "gpus",
+)  # fmt: skip
+
 
 @transaction.atomic
 def set_budget(
@@ -206,6 +212,7 @@ def set_price(
     }
     starts_at = starts_at or now()
     row = Price.objects.select_for_update().filter(model=model, tenant=tenant, starts_at=starts_at).first()
+    before = {name: getattr(row, name) for name in figures} if row else None
     price = row or Price(model=model, tenant=tenant, starts_at=starts_at)
     for name, value in figures.items():
         setattr(price, name, value)
@@ -218,6 +225,7 @@ def set_price(
         tenant_id=price.tenant_id,
         model=model,
         starts_at=starts_at,
+        before=before,
         **figures,
     )
     transaction.on_commit(generations.project_quietly)
@@ -236,6 +244,8 @@ def remove_price(*, price: Price, actor: str) -> None:
         tenant_id=tenant_id,
         model=price.model,
         starts_at=price.starts_at,
+        # Nobody can look it up any more.
+        before={name: getattr(price, name) for name in PRICE_FIGURES},
     )
     transaction.on_commit(generations.project_quietly)
 
@@ -271,19 +281,20 @@ def set_upstream_cost(
     }
     starts_at = starts_at or now()
     row = UpstreamCost.objects.select_for_update().filter(upstream=upstream, starts_at=starts_at).first()
+    before = {name: getattr(row, name) for name in figures} if row else None
     cost = row or UpstreamCost(upstream=upstream, starts_at=starts_at)
     for name, value in figures.items():
         setattr(cost, name, value)
     cost.full_clean()
     cost.save()
-    _record_cost(cost, "set", actor, **figures)
+    _record_cost(cost, "set", actor, before=before, **figures)
     return cost
 
 
 @transaction.atomic
 def remove_upstream_cost(*, cost: UpstreamCost, actor: str) -> None:
     """Remove what was entered; the one before it holds on. Proposals made with it stay as they are."""
-    _record_cost(cost, "removed", actor)
+    _record_cost(cost, "removed", actor, before={name: getattr(cost, name) for name in COST_FIGURES})
     cost.delete()
 
 
@@ -469,10 +480,12 @@ def add_recipient(
 @transaction.atomic
 def change_recipient(*, recipient: Recipient, actor: str, happenings: list[str], active: bool) -> None:
     """Change what a recipient is told of; deliveries on their way are sent all the same."""
+    saved = Recipient.objects.select_for_update().filter(pk=recipient.pk)
+    before = saved.values("happenings", "active").first()
     recipient.happenings, recipient.active = sorted(set(happenings)), active
     recipient.full_clean()
     recipient.save()
-    _record_recipient(recipient, "changed", actor)
+    _record_recipient(recipient, "changed", actor, before=before)
 
 
 @transaction.atomic
@@ -491,7 +504,7 @@ def remove_recipient(*, recipient: Recipient, actor: str) -> None:
     recipient.delete()
 
 
-def _record_recipient(recipient: Recipient, what: str, actor: str) -> None:
+def _record_recipient(recipient: Recipient, what: str, actor: str, **details: Any) -> None:
     record(
         action=f"recipient.{what}",
         actor=actor,
@@ -500,6 +513,7 @@ def _record_recipient(recipient: Recipient, what: str, actor: str) -> None:
         what=str(recipient),
         happenings=recipient.happenings,
         active=recipient.active,
+        **details,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.db import transaction
 
 from audit.recording import record
@@ -13,12 +15,14 @@ from tenants import generations
 def save_upstream(*, upstream: Upstream, actor: str) -> Upstream:
     """Add or change an upstream; raises ``ValidationError`` for a name or address that cannot be."""
     added = upstream._state.adding  # noqa: SLF001 - Django's documented way to tell a new row
+    before = _before(upstream, "base_url", "enabled")
     upstream.full_clean()
     upstream.save()
     record(
         action="upstream.added" if added else "upstream.changed",
         actor=actor,
         subject=upstream.name,
+        before=before,
         base_url=upstream.base_url,
         enabled=upstream.enabled,
     )
@@ -38,6 +42,7 @@ def remove_upstream(*, upstream: Upstream, actor: str) -> None:
 def save_alias(*, alias: ModelAlias, actor: str) -> ModelAlias:
     """Add or change another name of a model; raises ``ValidationError`` for names that cannot be."""
     added = alias._state.adding  # noqa: SLF001 - Django's documented way to tell a new row
+    before = _before(alias, "alias", "model")
     alias.full_clean()
     alias.save()
     record(
@@ -45,6 +50,7 @@ def save_alias(*, alias: ModelAlias, actor: str) -> ModelAlias:
         actor=actor,
         subject=alias.alias,
         tenant_id=alias.tenant_id,
+        before=before,
         model=alias.model,
     )
     transaction.on_commit(generations.project_quietly)
@@ -59,3 +65,8 @@ def remove_alias(*, alias: ModelAlias, actor: str) -> None:
     )
     alias.delete()
     transaction.on_commit(generations.project_quietly)
+
+
+def _before(row: Upstream | ModelAlias, *names: str) -> dict[str, Any] | None:
+    """What is saved of ``row`` until now; nothing of a new one."""
+    return type(row)._default_manager.select_for_update().filter(pk=row.pk).values(*names).first()  # noqa: SLF001

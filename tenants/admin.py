@@ -76,6 +76,7 @@ class UserAdmin(AuditedAdmin, DjangoUserAdmin):
             "is_staff": obj.is_staff,
             "is_superuser": obj.is_superuser,
             "groups": [group.name for group in obj.groups.all()],
+            "permissions": [str(permission) for permission in obj.user_permissions.all()],
         }
 
 

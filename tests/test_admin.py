@@ -102,6 +102,7 @@ def test_an_upstream_is_changed_through_the_service_that_records_it(operator):
     assert response.status_code == 302
     event = AuditEvent.objects.filter(action="upstream.changed").latest("id")
     assert (event.actor, event.subject, event.details["base_url"]) == ("olga", "gpu-1", "http://127.0.0.1:2")
+    assert event.details["before"] == {"base_url": "http://127.0.0.1:1", "enabled": True}
 
 
 @pytest.mark.parametrize(

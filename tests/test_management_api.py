@@ -357,6 +357,26 @@ def test_pages_follow_each_other_and_are_not_moved_by_what_is_added():
     assert first["results"][0]["id"] == str(tenants[-1].pk)
 
 
+def test_a_change_stands_in_the_audit_with_what_was_so_before() -> None:
+    asking = manager()
+    create_tenant(slug="acme", name="ACME", actor="test")
+    alias = asking.post("aliases/", tenant="acme", alias="small:latest", model="tiny:1b").json()["id"]
+    asking.ask("PATCH", f"aliases/{alias}/", {"model": "big:70b"})
+    price = {"model": "tiny:1b", "starts_at": "2027-01-01T00:00:00Z", "output_price": 0}
+    for cost in (1, 2):
+        price_id = asking.post("prices/", **price, input_price=cost).json()["id"]
+    asking.ask("DELETE", f"prices/{price_id}/")
+
+    def newest(action: str) -> dict[str, Any]:
+        details = AuditEvent.objects.filter(action=action).latest("id").details
+        assert isinstance(details, dict)
+        return details
+
+    assert (newest("alias.added")["before"], newest("alias.changed")["before"]["model"]) == (None, "tiny:1b")
+    assert (newest("price.set")["before"]["input_price"], newest("price.set")["input_price"]) == (1, 2)
+    assert newest("price.removed")["before"]["input_price"] == 2
+
+
 ODD_BODIES = {
     "lists in lists": b"[" * 2000,
     "half a character": b'{"name": "\\ud800", "scope": "\\ud800", "tenant": "\\ud800", "profile": "\\ud800"}',

@@ -299,6 +299,7 @@ def test_a_cost_is_entered_by_a_command_with_its_audit_event_and_replaced_at_the
     event = AuditEvent.objects.filter(action="upstream_cost.set").latest("id")
     assert (event.subject, event.details["upstream"]) == (str(cost.pk), "gpu-1")
     assert event.details["other_per_month"] == 130 * USD
+    assert event.details["before"]["other_per_month"] == 120 * USD
 
 
 def test_a_cost_that_is_removed_leaves_the_one_before_it_and_a_trace() -> None:
@@ -308,7 +309,8 @@ def test_a_cost_that_is_removed_leaves_the_one_before_it_and_a_trace() -> None:
     remove_upstream_cost(cost=removed, actor="olga")
 
     assert month_costs(OCTOBER).upstreams[0].total == HOURS_OF_OCTOBER * USD
-    assert AuditEvent.objects.get(action="upstream_cost.removed").actor == "olga"
+    event = AuditEvent.objects.get(action="upstream_cost.removed")
+    assert (event.actor, event.details["before"]["life_months"]) == ("olga", removed.life_months)
 
 
 @pytest.mark.parametrize(

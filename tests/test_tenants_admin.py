@@ -1,5 +1,5 @@
 import pytest
-from django.contrib.auth.models import Group
+from django.contrib.auth.models import Group, Permission
 from django.urls import reverse
 
 from audit.models import AuditEvent
@@ -149,6 +149,37 @@ def test_disabling_a_user_is_recorded(admin_client, ada):
     assert not ada.is_active
     assert (event.action, event.actor, event.subject) == ("user.changed", "admin", str(ada.pk))
     assert event.details["is_active"] is False
+    assert event.details["before"] == {"is_active": True}
+
+
+def test_what_somebody_is_given_is_recorded_with_what_they_had(admin_client, ada):
+    may_view, may_kill = (Permission.objects.get(codename=name) for name in ("view_tenant", "add_killswitch"))
+    ada.user_permissions.add(may_view)
+    fields = {
+        "username": "ada", "email": "ada@example.org", "is_active": "on", "is_staff": "on",
+        "date_joined_0": "2026-01-01", "date_joined_1": "00:00:00", "user_permissions": [may_kill.pk],
+    }  # fmt: skip
+
+    assert admin_client.post(page("user", "change", ada.pk), fields).status_code == 302
+
+    details = AuditEvent.objects.all()[0].details
+    assert (details["is_staff"], details["permissions"]) == (True, [str(may_kill)])
+    assert details["before"] == {"is_staff": False, "permissions": [str(may_view)]}
+
+
+def test_what_a_group_may_is_recorded_with_what_it_might(admin_client):
+    may_view, may_kill = (Permission.objects.get(codename=name) for name in ("view_tenant", "add_killswitch"))
+    group = Group.objects.create(name="Night shift")
+    group.permissions.add(may_view)
+
+    sent = admin_client.post(
+        reverse("admin:auth_group_change", args=[group.pk]),
+        {"name": "Night shift", "permissions": [may_kill.pk]},
+    )
+
+    details = AuditEvent.objects.all()[0].details
+    assert sent.status_code == 302
+    assert (details["permissions"], details["before"]) == ([str(may_kill)], {"permissions": [str(may_view)]})
 
 
 def test_a_new_password_is_recorded_and_not_what_it_is(admin_client, ada):
