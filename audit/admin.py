@@ -60,7 +60,7 @@ class AuditedAdmin(AdminPage):
     # Django deletes a selection outside of a transaction, where no audit event can be written.
     actions: Any = None
 
-    def save_model(self, request: HttpRequest, obj: Model, form: Any, change: bool) -> None:
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         if change:
             saved = type(obj)._default_manager.get(pk=obj.pk)  # noqa: SLF001 - Django's own name for it
             request.said_before = self.details_of(saved)  # type: ignore[attr-defined]
@@ -82,7 +82,7 @@ class AuditedAdmin(AdminPage):
         return super().log_deletions(request, queryset)
 
     def details_of(self, obj: Any) -> dict[str, Any]:
-        """What else the audit event says of ``obj`` after a change; of what differs, also what it was before."""
+        """What the audit event says of ``obj`` besides, as it is after a change; and what differed."""
         return {}
 
     def _record(self, request: HttpRequest, obj: Model, happened: str, **details: Any) -> None:

@@ -69,4 +69,6 @@ def remove_alias(*, alias: ModelAlias, actor: str) -> None:
 
 def _before(row: Upstream | ModelAlias, *names: str) -> dict[str, Any] | None:
     """What is saved of ``row`` until now; nothing of a new one."""
-    return type(row)._default_manager.select_for_update().filter(pk=row.pk).values(*names).first()  # noqa: SLF001
+    saved = type(row)._default_manager.select_for_update().filter(pk=row.pk)  # noqa: SLF001
+    before: dict[str, Any] | None = saved.values(*names).first()
+    return before

@@ -406,9 +406,10 @@ def test_a_body_that_is_no_json_is_refused_at_every_address() -> None:
 def test_an_order_of_an_export_that_cannot_be_read_is_refused() -> None:
     asking = manager()
     order = {"from_day": "2026-10-01", "before_day": "2026-11-01", "profile": "day"}
+    odd: list[Any] = [True, 10**30, [], {"a": 1}]
 
     for field in ("from_day", "before_day", "profile", "layout", "separator", "tenant"):
-        for value in (True, 10**30, [], {"a": 1}):
+        for value in odd:
             answer = asking.post("exports/", **{**order, field: value})
             assert (answer.status_code, list(answer.json()["errors"])) == (400, [field]), value
 
