@@ -335,10 +335,15 @@ def test_two_operators_open_a_month_again(statement: Statement) -> None:
     assert "Reason, for the audit" in asked.content.decode()
     ada.post(reverse(LIST), {"action": "ask_reopening", "reason": "a wrong price", **of_month})
     assert "asks to open it: a wrong price" in bob.get(reverse(LIST)).content.decode()
-    own = ada.post(reverse(LIST), {"action": "agree_to_reopening", **of_month})
+    agree = {"action": "agree_to_reopening", "agreed": "yes", **of_month}
+    own = ada.post(reverse(LIST), agree)
     again = bob.post(reverse(LIST), {"action": "ask_reopening", "reason": "me too", **of_month})
-    agreed = bob.post(reverse(LIST), {"action": "agree_to_reopening", **of_month})
+    shown = bob.post(reverse(LIST), {"action": "agree_to_reopening", **of_month}).content.decode()
+    assert not ClosedMonth.objects.get().reopened_by
+    agreed = bob.post(reverse(LIST), agree)
 
+    for told in (statement.number, f"{statement.cost} USD", "a wrong price", "draws up another"):
+        assert told in shown
     assert told_to(own)[-1] == "Another person than the one who asked has to agree."
     assert "another person has to agree" in told_to(again)[0]
     assert told_to(agreed)[-1] == f"Opened {statement.closing} again."

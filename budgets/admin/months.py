@@ -6,6 +6,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -146,7 +147,18 @@ class ClosedMonthAdmin(ReadOnlyAdmin):
         return None
 
     @admin.action(description="Agree that selected months are opened again", permissions=["reopen"])
-    def agree_to_reopening(self, request: HttpRequest, closings: QuerySet[ClosedMonth]) -> None:
+    def agree_to_reopening(
+        self, request: HttpRequest, closings: QuerySet[ClosedMonth]
+    ) -> HttpResponse | None:
+        if "agreed" not in request.POST:
+            context = {
+                **self.admin_site.each_context(request),
+                "title": "Agree that months are opened again",
+                "opts": self.opts,
+                "closings": closings,
+                "checkbox": ACTION_CHECKBOX_NAME,
+            }
+            return TemplateResponse(request, "admin/budgets/closedmonth/agree.html", context)
         for closing in closings:
             try:
                 confirm_reopening(closing=closing, actor=str(request.user))
@@ -154,6 +166,7 @@ class ClosedMonthAdmin(ReadOnlyAdmin):
                 self.message_user(request, " ".join(exc.messages), messages.ERROR)
             else:
                 self.message_user(request, f"Opened {closing} again.", messages.SUCCESS)
+        return None
 
 
 @admin.register(Statement)
