@@ -15,7 +15,8 @@ from budgets.models import Budget, KillSwitch, RunningCall
 from keys.models import ApiKey, ManagementKey, PolicyRule
 from keys.services import issue_management_key
 from proxy.models import ModelAlias
-from tenants.models import Member, Tenant, User
+from tenants.models import Member, Team, Tenant, User
+from tenants.services import create_service_account, create_team
 from tests.people import a_browser, furnished
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -125,6 +126,33 @@ def test_a_form_with_an_id_that_is_none_comes_back_and_says_so(olga: Client) -> 
             assert sent.context["adminform"].form.errors[name], (model, name, odd)
             # The same in the address, where Django takes it for what to begin with.
             assert olga.get(address_of(model, "add"), {name: odd}).status_code == 200, (model, name, odd)
+
+
+def test_a_slug_that_is_none_is_put_right_on_the_page_of_its_tenant(olga: Client) -> None:
+    tenant = Tenant.objects.get()
+
+    sent = olga.post(
+        f"/admin/tenants/tenant/{tenant.pk}/change/", {"slug": "no slug!", "name": "ACME", "time_zone": "UTC"}
+    )
+
+    assert sent.status_code == 200
+    assert "slug" in sent.context["adminform"].form.errors
+    assert f"/portal/{tenant.slug}/" in sent.content.decode()
+
+
+def test_a_name_that_another_has_is_told_and_nothing_renamed(olga: Client) -> None:
+    tenant = Tenant.objects.get()
+    team, account = Team.objects.get(), create_service_account(tenant=tenant, name="one", actor="test")
+    create_team(tenant=tenant, name="Taken", actor="test")
+    create_service_account(tenant=tenant, name="taken", actor="test")
+
+    for row, name in ((team, "Taken"), (account, "taken")):
+        before = row.name
+        address = reverse(f"admin:tenants_{row._meta.model_name}_change", args=[row.pk])
+        page = olga.post(address, {"name": name}, follow=True)
+        row.refresh_from_db()
+        assert (page.status_code, row.name) == (200, before)
+        assert "The tenant has another" in page.content.decode()
 
 
 def test_what_was_chosen_stays_chosen_when_a_form_comes_back(olga: Client) -> None:

@@ -75,7 +75,9 @@ class TenantWithUseAdmin(TenantActions):
             (called, f"{reverse(f'admin:{page}_changelist')}?{narrowed}={obj.pk}")
             for page, called, narrowed in ELSEWHERE
         ]
-        links.append(("Its portal", reverse("portal-tenant", args=[obj.slug])))
+        # As it is saved: while a form is put right the slug may be none.
+        slug = Tenant.objects.get(pk=obj.pk).slug
+        links.append(("Its portal", reverse("portal-tenant", args=[slug])))
         return render_to_string("admin/tenants/tenant/_elsewhere.html", {"links": links})
 
 
