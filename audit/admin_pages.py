@@ -84,6 +84,10 @@ class AdminPage(ModelAdmin):
     def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         return self._told_plainly(request, super().delete_view, *args, **kwargs)
 
+    def response_action(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """Also where what was chosen is no id."""
+        return self._told_plainly(request, super().response_action, *args, **kwargs)
+
     def _told_plainly(
         self, request: HttpRequest, view: Callable[..., HttpResponse], *args: Any, **kwargs: Any
     ) -> HttpResponse:

@@ -155,6 +155,16 @@ def test_a_name_that_another_has_is_told_and_nothing_renamed(olga: Client) -> No
         assert "The tenant has another" in page.content.decode()
 
 
+def test_an_action_on_ids_that_are_none_does_nothing_and_says_so(olga: Client) -> None:
+    for model, action in [(ApiKey, "revoke"), (Tenant, "suspend"), (Team, "delete_selected")]:
+        chosen = {"action": action, "_selected_action": ["none", "9" * 30], "answered": "1", "reason": "x"}
+        page = olga.post(address_of(model, "changelist"), chosen, follow=True)
+        assert page.status_code == 200, model
+        assert "is not a valid UUID" in page.content.decode(), model
+
+    assert not ApiKey.objects.exclude(revoked_at=None).exists()
+
+
 def test_what_was_chosen_stays_chosen_when_a_form_comes_back(olga: Client) -> None:
     tenant = Tenant.objects.get()
 
