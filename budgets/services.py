@@ -480,7 +480,8 @@ def add_recipient(
 @transaction.atomic
 def change_recipient(*, recipient: Recipient, actor: str, happenings: list[str], active: bool) -> None:
     """Change what a recipient is told of; deliveries on their way are sent all the same."""
-    saved = Recipient.objects.select_for_update().filter(pk=recipient.pk)
+    # In an order of its own: the usual one is by tenants, and of the platform there is none to lock.
+    saved = Recipient.objects.select_for_update().filter(pk=recipient.pk).order_by("pk")
     before = saved.values("happenings", "active").first()
     recipient.happenings, recipient.active = sorted(set(happenings)), active
     recipient.full_clean()

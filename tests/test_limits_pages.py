@@ -284,6 +284,10 @@ def test_what_is_told_can_be_changed_and_what_only_operators_chose_stays(house: 
     recipient.refresh_from_db()
     assert "books_disagree" not in recipient.happenings
 
+    change = AuditEvent.objects.filter(action="recipient.changed").order_by("id")[0].details
+    assert change["happenings"] != change["before"]["happenings"]
+    assert "exhausted" in change["happenings"]
+
 
 @pytest.mark.parametrize(
     ("fields", "wrong"),
