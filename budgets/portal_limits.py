@@ -18,7 +18,7 @@ from django.urls import path
 from django.utils.timezone import now
 from django.utils.translation import get_language, gettext_lazy
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_safe
 
 from budgets import deliveries, notices, services, webhooks
 from budgets.limits_seen import look_at_limits
@@ -26,7 +26,7 @@ from budgets.models import Delivery, Happening, Notice, Recipient, happenings_to
 from budgets.notice_words import Reader, in_words
 from budgets.raise_requests import open_requests
 from tenants.access import Access, Reach
-from tenants.portal import tenant_page
+from tenants.portal import form_on, tenant_page
 
 # More than anybody reads at once, and drawn within the time that a page may take.
 ON_A_PAGE = 50
@@ -78,14 +78,14 @@ class RecipientForm(ToldOfForm):
     field_order = ("kind", "address", "happenings")
 
 
-@require_GET
+@require_safe
 @tenant_page
 def limits(request: HttpRequest, access: Access) -> HttpResponse:
     """Every limit on a person, the tightest marked, and who is told of what."""
     return _limits_page(request, access)
 
 
-@require_POST
+@form_on("portal-limits")
 @tenant_page
 def add(request: HttpRequest, access: Access) -> HttpResponse:
     """Let somebody be told; of a webhook, show the secret it is signed with, this once."""

@@ -18,7 +18,7 @@ from django.utils import timezone
 from django.utils.timezone import now
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
-from django.views.decorators.http import require_GET, require_http_methods
+from django.views.decorators.http import require_http_methods, require_safe
 
 from budgets import raise_requests
 from budgets.limits import limit_now
@@ -90,7 +90,7 @@ class DecideForm(AmountForm):
     )
 
 
-@require_GET
+@require_safe
 @tenant_page
 def raises(request: HttpRequest, access: Access) -> HttpResponse:
     """What waits for this person's decision, and what they asked for themselves."""
@@ -102,7 +102,7 @@ def raises(request: HttpRequest, access: Access) -> HttpResponse:
     return render(request, "portal/raises/raises.html", context)
 
 
-@require_http_methods(["GET", "POST"])
+@require_http_methods(["GET", "HEAD", "POST"])
 @tenant_page
 def ask(request: HttpRequest, access: Access, limit_id: UUID) -> HttpResponse:
     """Ask for more of a limit; ``?request=`` is the refused call that led here."""
@@ -139,7 +139,7 @@ def ask(request: HttpRequest, access: Access, limit_id: UUID) -> HttpResponse:
         return render(request, "portal/raises/ask.html", context, status=status)
 
 
-@require_http_methods(["GET", "POST"])
+@require_http_methods(["GET", "HEAD", "POST"])
 @tenant_page
 def raise_request(request: HttpRequest, access: Access, raise_id: UUID) -> HttpResponse:
     """One request: for whoever asked, how it stands; for whoever may decide, yes or no."""

@@ -8,7 +8,7 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import path, reverse
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 
 from budgets.refusal_explained import event_of, explain_refusal
 from budgets.refused_calls import newest_refusals
@@ -18,7 +18,7 @@ from tenants.portal import tenant_page
 MOST_LISTED = 100
 
 
-@require_GET
+@require_safe
 @tenant_page
 def refusals(request: HttpRequest, access: Access) -> HttpResponse:
     """The last refusals that a person may read, and a field for the id of another request."""
@@ -33,7 +33,7 @@ def refusals(request: HttpRequest, access: Access) -> HttpResponse:
     return render(request, "portal/refusals/refusals.html", {"refusals": listed})
 
 
-@require_GET
+@require_safe
 @tenant_page
 def refusal(request: HttpRequest, access: Access, request_id: UUID) -> HttpResponse:
     """Why one call was refused, question by question. Somebody else's looks like one that nobody knows."""

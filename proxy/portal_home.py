@@ -13,7 +13,7 @@ from django.shortcuts import render
 from django.urls import path
 from django.utils.timezone import localdate, now
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 
 from audit.models import RequestEvent
 from budgets.counters import EPOCH
@@ -52,7 +52,7 @@ class Care:
     near: list[Seen] = field(default_factory=list)
 
 
-@require_GET
+@require_safe
 @tenant_page
 def home(request: HttpRequest, access: Access) -> HttpResponse:
     """What a person wants to know first; before their first request, how to make it."""

@@ -11,7 +11,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.urls import path
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 
 from budgets.explaining import entries_of
 from budgets.models import Price
@@ -52,7 +52,7 @@ class Offer:
         return "completion" in capabilities
 
 
-@require_GET
+@require_safe
 @tenant_page
 def models(request: HttpRequest, access: Access) -> HttpResponse:
     """The models that the keys of a person may call, with sizes, prices, and whether they work now."""
@@ -63,7 +63,7 @@ def models(request: HttpRequest, access: Access) -> HttpResponse:
     return render(request, "portal/models/models.html", context)
 
 
-@require_GET
+@require_safe
 @tenant_page
 def playground(request: HttpRequest, access: Access) -> HttpResponse:
     """One chat through the gateway's own door, with a secret that the person pastes and the browser keeps."""
@@ -78,7 +78,7 @@ def playground(request: HttpRequest, access: Access) -> HttpResponse:
     return render(request, "portal/models/playground.html", context)
 
 
-@require_GET
+@require_safe
 @tenant_page
 def booked(request: HttpRequest, access: Access, request_id: UUID) -> JsonResponse:
     """What a call used and has cost, once it is booked: ``{"cost": "$0.000123", "input_tokens": 7, …}``.

@@ -11,6 +11,7 @@ from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
 from django.urls import path
+from django.views.decorators.http import require_http_methods
 
 from audit.walls import across, within
 from tenants.access import Access, access_to, tenants_of
@@ -19,9 +20,10 @@ from tenants.access import Access, access_to, tenants_of
 MOST_LISTED = 100
 
 Page = Callable[Concatenate[HttpRequest, Access, ...], HttpResponseBase]
+View = Callable[..., HttpResponseBase]
 
 
-def tenant_page(page: Page) -> Callable[..., HttpResponseBase]:
+def tenant_page(page: Page) -> View:
     """A view under ``/portal/<slug>/`` that is given the visitor's ``Access`` instead of the slug.
 
     It runs within the walls of its tenant, whoever visits: rows of others are not there.
@@ -40,6 +42,26 @@ def tenant_page(page: Page) -> Callable[..., HttpResponseBase]:
             return page(request, access, **parts)
 
     return of_tenant
+
+
+def form_on(page: str, *parts: str) -> Callable[[View], View]:
+    """For a view that only takes a form: whoever loads its address anew, or types it in, gets to ``page``.
+
+    That is the name of the page that has the form; ``parts`` are what its address
+    shares with this one besides the slug.
+    """
+
+    def decorate(view: View) -> View:
+        @wraps(view)
+        @require_http_methods(["GET", "HEAD", "POST"])
+        def taken(request: HttpRequest, slug: str, **given: Any) -> HttpResponseBase:
+            if request.method == "POST":
+                return view(request, slug=slug, **given)
+            return redirect(page, slug=slug, **{part: given[part] for part in parts})
+
+        return taken
+
+    return decorate
 
 
 @login_required

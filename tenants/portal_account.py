@@ -55,7 +55,7 @@ class AccountForm(forms.ModelForm):  # type: ignore[type-arg]  # the parameter i
         fields = ["first_name", "last_name", "language", "time_zone"]
 
 
-@require_http_methods(["GET", "POST"])
+@require_http_methods(["GET", "HEAD", "POST"])
 @login_required
 def account(request: HttpRequest) -> HttpResponse:
     """Everything about oneself on one page, and the way to where each is changed."""

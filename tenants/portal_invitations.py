@@ -15,7 +15,7 @@ from django.shortcuts import redirect, render
 from django.urls import path, reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_post_parameters, sensitive_variables
-from django.views.decorators.http import require_GET, require_http_methods
+from django.views.decorators.http import require_http_methods, require_safe
 
 from audit.walls import across
 from tenants.invitations import (
@@ -33,7 +33,7 @@ SHOWN = "invitation"
 
 
 @sensitive_variables("token")
-@require_GET
+@require_safe
 @across()
 def link(request: HttpRequest, token: str) -> HttpResponse:
     """Take the token out of sight: no page is shown at its address, so no referrer and no history has it."""
@@ -48,7 +48,7 @@ def link(request: HttpRequest, token: str) -> HttpResponse:
 
 
 @sensitive_post_parameters("password")
-@require_http_methods(["GET", "POST"])
+@require_http_methods(["GET", "HEAD", "POST"])
 # Whoever has the link belongs to no tenant yet; what they see is what the link is about.
 @across()
 def invitation(request: HttpRequest) -> HttpResponse:

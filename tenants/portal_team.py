@@ -14,26 +14,26 @@ from django.urls import path
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.debug import sensitive_variables
-from django.views.decorators.http import require_http_methods, require_POST
+from django.views.decorators.http import require_http_methods
 
 from tenants.access import Access
 from tenants.invitation_mails import link_of, mail_invitation
 from tenants.invitations import InvitationGone, invite, renew_invitation, withdraw_invitation
 from tenants.models import Invitation, Member, ServiceAccount, Team
-from tenants.portal import tenant_page
+from tenants.portal import form_on, tenant_page
 from tenants.services import change_member, close_service_account, create_service_account, remove_member
 from tenants.team_forms import InvitationForm, PlaceForm, ServiceAccountForm, TeamForm
 
 MOST_LISTED = 500
 
 
-@require_http_methods(["GET", "POST"])
+@require_http_methods(["GET", "HEAD", "POST"])
 @tenant_page
 def team(request: HttpRequest, access: Access) -> HttpResponseBase:
     """GET: everybody, or for a member themselves. POST: invite somebody."""
     if not access.member and not access.reads_team:
         raise PermissionDenied
-    if request.method == "GET":
+    if request.method != "POST":
         return people_page(request, access)
     demand_management(access)
     form = InvitationForm(access, request.POST)
@@ -104,7 +104,7 @@ def _sent(request: HttpRequest, access: Access, invitation: Invitation, token: s
     return render(request, "portal/team/invited.html", {"invitation": invitation, "link": link})
 
 
-@require_POST
+@form_on("portal-team")
 @tenant_page
 def invitation(request: HttpRequest, access: Access, invitation_id: UUID) -> HttpResponse:
     """Send an invitation again, with another link, or withdraw it."""
@@ -131,7 +131,7 @@ def invitation(request: HttpRequest, access: Access, invitation_id: UUID) -> Htt
     return _sent(request, access, renewed, token)
 
 
-@require_http_methods(["GET", "POST"])
+@require_http_methods(["GET", "HEAD", "POST"])
 @tenant_page
 def member(request: HttpRequest, access: Access, member_id: UUID) -> HttpResponse:
     """Another role or team for somebody."""
@@ -156,14 +156,14 @@ def member(request: HttpRequest, access: Access, member_id: UUID) -> HttpRespons
     )
 
 
-@require_http_methods(["GET", "POST"])
+@require_http_methods(["GET", "HEAD", "POST"])
 @tenant_page
 def remove(request: HttpRequest, access: Access, member_id: UUID) -> HttpResponse:
     """What follows if somebody is removed, and doing it."""
     return _let_go(request, access, _changeable(access, member_id))
 
 
-@require_http_methods(["GET", "POST"])
+@require_http_methods(["GET", "HEAD", "POST"])
 @tenant_page
 def leave(request: HttpRequest, access: Access) -> HttpResponse:
     """What follows if one leaves oneself, and doing it."""
@@ -204,7 +204,7 @@ def _told(access: Access, leaver: Member, revoked: int, *, own: bool) -> str:
     return f"{who} {keys % {'count': revoked}}"
 
 
-@require_POST
+@form_on("portal-team")
 @tenant_page
 def service_accounts(request: HttpRequest, access: Access) -> HttpResponse:
     """Create a service account."""
@@ -225,7 +225,7 @@ def service_accounts(request: HttpRequest, access: Access) -> HttpResponse:
     return people_page(request, access, account_form=form, status=400)
 
 
-@require_http_methods(["GET", "POST"])
+@require_http_methods(["GET", "HEAD", "POST"])
 @tenant_page
 def close_account(request: HttpRequest, access: Access, account_id: UUID) -> HttpResponse:
     """What follows if a service account is closed, and doing it."""

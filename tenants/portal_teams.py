@@ -12,17 +12,17 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import path
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
-from django.views.decorators.http import require_http_methods, require_POST
+from django.views.decorators.http import require_http_methods
 
 from tenants.access import Access
 from tenants.models import Member, ServiceAccount, Team
-from tenants.portal import tenant_page
+from tenants.portal import form_on, tenant_page
 from tenants.portal_team import demand_management, only_messages, people_page
 from tenants.services import create_team, delete_team, put_into_team, rename_team, take_out_of_team
 from tenants.team_forms import PutInForm, TeamForm
 
 
-@require_POST
+@form_on("portal-team")
 @tenant_page
 def teams(request: HttpRequest, access: Access) -> HttpResponse:
     """Create a team."""
@@ -65,7 +65,7 @@ def team(request: HttpRequest, access: Access, team_id: UUID) -> HttpResponse:
     return _page(request, access, found, name_form=form, status=400)
 
 
-@require_POST
+@form_on("portal-one-team", "team_id")
 @tenant_page
 def put_in(request: HttpRequest, access: Access, team_id: UUID) -> HttpResponse:
     """Put members and service accounts into a team."""
@@ -84,7 +84,7 @@ def put_in(request: HttpRequest, access: Access, team_id: UUID) -> HttpResponse:
     return _page(request, access, found, put_in_form=form, status=400)
 
 
-@require_POST
+@form_on("portal-one-team", "team_id")
 @tenant_page
 def take_out(request: HttpRequest, access: Access, team_id: UUID, kind: str, who: UUID) -> HttpResponse:
     """Take a member or a service account out of a team."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import httpx
 import pytest
 from django.contrib.auth.models import Permission
@@ -9,8 +12,10 @@ from django.test import Client
 
 from tenants import services
 from tenants.access import Reach, access_to, tenants_of
-from tenants.models import Tenant, User
+from tenants.models import Member, Tenant, User
+from tests.accounts import quiet_counters
 from tests.conftest import House
+from tests.crawling import Belongings, addresses
 from tests.people import EVERYBODY, MAY_EXPORT, OPERATORS, ROLES, UNKNOWN, Outline, a_browser, a_person
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -24,6 +29,19 @@ PAGES = {
     "/portal/acme/": ROLES | OPERATORS,
     "/portal/no-such-tenant/": frozenset(),
     "/portal/ACME/": frozenset(),
+}
+# Addresses that only take forms, and where these stand.
+PAGE_OF_FORM = {
+    "team/teams/": "team/",
+    "team/invitations/{invitation}/": "team/",
+    "team/service-accounts/": "team/",
+    "team/teams/{team}/put-in/": "team/teams/{team}/",
+    "team/teams/{team}/members/{member}/take-out/": "team/teams/{team}/",
+    "team/teams/{team}/service-accounts/{service_account}/take-out/": "team/teams/{team}/",
+    "limits/recipients/": "limits/",
+    "keys/new/may-call/": "keys/new/",
+    "keys/{key}/edit/may-call/": "keys/{key}/edit/",
+    "keys/{key}/end-grace/": "keys/{key}/",
 }
 MAY_READ = dict.fromkeys(["owner", "admin", "finance", "auditor", *OPERATORS], Reach.WHOLE_TENANT) | {
     "member": Reach.OWN_KEYS
@@ -152,6 +170,47 @@ def test_every_answer_tells_the_browser_to_be_strict(acme: Tenant, page: str) ->
         assert headers["Referrer-Policy"] == "same-origin"
         assert headers["Cache-Control"] == "no-store"
         assert headers["X-Frame-Options"] == "DENY"
+
+
+@pytest.fixture
+def everything(transactional_db: None, settings: Any, tmp_path: Path) -> Belongings:
+    """A tenant with one of everything, so that each address has something to tell."""
+    settings.SPOOL_DIR, settings.EXPORT_DIR = tmp_path / "spool", tmp_path / "exports"
+    quiet_counters()
+    return Belongings("acme")
+
+
+def test_every_address_is_there_for_who_types_it_or_loads_it_anew(everything: Belongings) -> None:
+    """Also one that forms are sent to: it stands in the address bar when a form has a mistake."""
+    browser = a_browser(Member.objects.get(pk=everything["member"]).user)
+    portal = [one for one in addresses() if one.route.startswith(("portal/", "account/"))]
+
+    told = {
+        f"{method} {one}": browser.generic(method, one.filled("acme", everything)).status_code
+        for one in portal
+        for method in ("HEAD", "GET")
+    }
+
+    assert len(portal) > 60
+    assert {asked: status for asked, status in told.items() if status == 405 or status >= 500} == {}
+
+
+def test_who_loads_anew_what_a_form_was_sent_to_gets_to_the_page_of_the_form(everything: Belongings) -> None:
+    browser = a_browser(Member.objects.get(pk=everything["member"]).user)
+    found, others = {}, set()
+
+    for sent_to in PAGE_OF_FORM:
+        address = f"/portal/acme/{sent_to}".format(**everything)
+        found[sent_to] = browser.get(address, follow=True)
+        others.add(browser.delete(address).status_code)
+
+    led_to = {sent_to: answer.redirect_chain for sent_to, answer in found.items()}
+    assert led_to == {
+        sent_to: [(f"/portal/acme/{page}".format(**everything), 302)]
+        for sent_to, page in PAGE_OF_FORM.items()
+    }
+    assert {answer.status_code for answer in found.values()} == {200}
+    assert others == {405}
 
 
 def test_other_pages_keep_their_own_headers(acme: Tenant) -> None:

@@ -12,7 +12,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, Js
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import path
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET, require_http_methods
+from django.views.decorators.http import require_http_methods, require_safe
 
 from budgets import usage
 from budgets.exports import serving
@@ -28,7 +28,7 @@ MOST_LISTED = 50
 REFRESH_SECONDS = 2
 
 
-@require_http_methods(["GET", "POST"])
+@require_http_methods(["GET", "HEAD", "POST"])
 @tenant_page
 def exports(request: HttpRequest, access: Access) -> HttpResponseBase:
     """GET: the form, what it would give, and one's exports. POST: the file at once, or a page to wait at."""
@@ -78,7 +78,7 @@ def _preview(access: Access, form: ExportForm) -> dict[str, object] | None:
     return {"size": size, "small": is_small(order, size), "totals": totals, "cost": cost}
 
 
-@require_GET
+@require_safe
 @tenant_page
 def export(request: HttpRequest, access: Access, export_id: UUID) -> HttpResponse:
     """One export. As long as it is not made, the page comes again by itself."""
@@ -93,14 +93,14 @@ def export(request: HttpRequest, access: Access, export_id: UUID) -> HttpRespons
     return response
 
 
-@require_GET
+@require_safe
 @tenant_page
 def file(request: HttpRequest, access: Access, link: str) -> HttpResponseBase:
     """The file that a link leads to."""
     return serving.from_file(_linked(access, link))
 
 
-@require_GET
+@require_safe
 @tenant_page
 def sidecar(request: HttpRequest, access: Access, link: str) -> HttpResponse:
     """What is in that file."""

@@ -14,7 +14,7 @@ from django.shortcuts import render
 from django.utils.functional import Promise
 from django.utils.timezone import now
 from django.utils.translation import gettext_lazy as _
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 
 from audit.models import AuditEvent, RequestEvent
 from budgets.key_charts import Span, charts_of, tightest
@@ -71,7 +71,7 @@ class Done:
     changes: list[tuple[str, Any, Any]]
 
 
-@require_GET
+@require_safe
 @tenant_page
 def detail(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
     """A key; ``?span=`` says over what its charts are drawn."""

@@ -10,7 +10,7 @@ from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_http_methods, require_POST
+from django.views.decorators.http import require_http_methods
 
 from budgets.limited_keys import change_limited_key
 from keys.callers import caller_of
@@ -25,7 +25,7 @@ from proxy.portal_keys.rotating import managed_key
 from proxy.portal_keys.showing import key_of, shown, versions_of
 from proxy.previews import preview
 from tenants.access import Access
-from tenants.portal import tenant_page
+from tenants.portal import form_on, tenant_page
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -68,7 +68,7 @@ def edit(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
     return redirect("portal-key", access.tenant.slug, key.pk)
 
 
-@require_POST
+@form_on("portal-key-edit", "key_id")
 @tenant_page
 def may_call(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
     """The part of the form's page that tells what the key may call and what is cut, for what is filled in."""

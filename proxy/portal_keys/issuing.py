@@ -9,7 +9,7 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.debug import sensitive_variables
-from django.views.decorators.http import require_http_methods, require_POST
+from django.views.decorators.http import require_http_methods
 
 from budgets.limited_keys import issue_limited_key
 from keys.above import Preview
@@ -22,7 +22,7 @@ from proxy.portal_keys.secret_shown import secret_page
 from proxy.portal_keys.showing import key_of
 from proxy.previews import preview
 from tenants.access import Access, Reach
-from tenants.portal import tenant_page
+from tenants.portal import form_on, tenant_page
 from tenants.sent_once import SentBefore, form_number, send_once
 
 
@@ -55,7 +55,7 @@ def new(request: HttpRequest, access: Access) -> HttpResponse:
     return secret_page(request, access, key_of(access, key.pk), secret, rotated=False)
 
 
-@require_POST
+@form_on("portal-key-new")
 @tenant_page
 def may_call(request: HttpRequest, access: Access) -> HttpResponse:
     """The part of the form's page that tells what the key may call, for what is filled in so far."""

@@ -12,7 +12,7 @@ from django.shortcuts import render
 from django.utils.timezone import now
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 
 from keys.models import ApiKey
 from keys.secrets import public_id_of
@@ -49,7 +49,7 @@ class ListForm(forms.Form):
             del self.fields["owner"]
 
 
-@require_GET
+@require_safe
 @tenant_page
 def listing(request: HttpRequest, access: Access) -> HttpResponse:
     """The keys that a person sees, by name, state and owner."""

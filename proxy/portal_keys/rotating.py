@@ -13,7 +13,7 @@ from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.debug import sensitive_variables
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_http_methods, require_safe
 
 from keys.lifetimes import Grace
 from keys.models import ApiKey
@@ -22,7 +22,7 @@ from proxy.portal_keys.changing import Stale, unchanged
 from proxy.portal_keys.secret_shown import secret_page
 from proxy.portal_keys.showing import key_of, manages, shown, versions_of
 from tenants.access import Access
-from tenants.portal import tenant_page
+from tenants.portal import form_on, tenant_page
 
 GRACES = [
     (Grace.NOW, gettext_lazy("Not at all: it is refused at once")),
@@ -70,7 +70,7 @@ def rotate(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
     return secret_page(request, access, key_of(access, key.pk), secret, rotated=True)
 
 
-@require_POST
+@form_on("portal-key", "key_id")
 @tenant_page
 def end(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
     """Let only the newest secret of a key work from now on."""
@@ -82,7 +82,7 @@ def end(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
     return redirect("portal-key", access.tenant.slug, key.pk)
 
 
-@require_GET
+@require_safe
 @tenant_page
 def secrets(request: HttpRequest, access: Access, key_id: UUID) -> HttpResponse:
     """The part of a page that tells of secrets and their last use, to be asked for again and again."""
