@@ -19,6 +19,7 @@ SEE_USAGE = "budgets.view_ledgerentry"
 SEE_KEYS = "keys.view_apikey"
 CHANGE_KEYS = "keys.change_apikey"
 CHANGE_MEMBERS = "tenants.change_member"
+CHANGE_TENANTS = "tenants.change_tenant"
 SEE_AUDIT = "audit.view_auditevent"
 # And to grant more of any limit, that of the tenant and of the platform included.
 GRANT_RAISES = "budgets.add_limitraise"
@@ -145,6 +146,11 @@ class Access:
     def manages_recipients(self) -> bool:
         """Whether they say who is told of what happens to the tenant."""
         return self._is_one_of(MANAGING)
+
+    @property
+    def chooses_language(self) -> bool:
+        """Whether they choose in which language mails are to those who have chosen none themselves."""
+        return is_operator(self.user, CHANGE_TENANTS) or self._is_one_of(MANAGING)
 
     def _is_one_of(self, roles: frozenset[Member.Role]) -> bool:
         return self.member is not None and self.member.role in roles

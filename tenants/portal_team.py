@@ -21,8 +21,14 @@ from tenants.invitation_mails import link_of, mail_invitation
 from tenants.invitations import InvitationGone, invite, renew_invitation, withdraw_invitation
 from tenants.models import Invitation, Member, ServiceAccount, Team
 from tenants.portal import form_on, tenant_page
-from tenants.services import change_member, close_service_account, create_service_account, remove_member
-from tenants.team_forms import InvitationForm, PlaceForm, ServiceAccountForm, TeamForm
+from tenants.services import (
+    change_member,
+    change_tenant,
+    close_service_account,
+    create_service_account,
+    remove_member,
+)
+from tenants.team_forms import InvitationForm, LanguageForm, PlaceForm, ServiceAccountForm, TeamForm
 
 MOST_LISTED = 500
 
@@ -57,6 +63,7 @@ def people_page(
     invitation_form: InvitationForm | None = None,
     account_form: ServiceAccountForm | None = None,
     team_form: TeamForm | None = None,
+    language_form: LanguageForm | None = None,
     status: int = 200,
 ) -> HttpResponse:
     """The tenant's people and programs, with whichever form has mistakes."""
@@ -91,6 +98,9 @@ def people_page(
             "account_form": account_form or ServiceAccountForm(access, teams=teams, prefix="account"),
             "team_form": team_form or TeamForm(prefix="team"),
         }
+    if access.chooses_language:
+        now = {"language": access.tenant.language}
+        context["language_form"] = language_form or LanguageForm(initial=now)
     return render(request, "portal/team/team.html", context, status=status)
 
 
@@ -244,6 +254,20 @@ def close_account(request: HttpRequest, access: Access, account_id: UUID) -> Htt
     return render(request, "portal/team/close_account.html", {"account": account, "keys": keys_of})
 
 
+@form_on("portal-team")
+@tenant_page
+def language(request: HttpRequest, access: Access) -> HttpResponse:
+    """Choose the language of mails to those who have chosen none."""
+    if not access.chooses_language:
+        raise PermissionDenied
+    form = LanguageForm(request.POST)
+    if not form.is_valid():
+        return people_page(request, access, language_form=form, status=400)
+    change_tenant(tenant=access.tenant, actor=str(access.user), **form.cleaned_data)
+    messages.success(request, _("Saved."))
+    return redirect("portal-team", access.tenant.slug)
+
+
 def demand_management(access: Access) -> None:
     """Raise ``PermissionDenied`` for who only reads."""
     if not access.manages_team:
@@ -269,6 +293,7 @@ def only_messages(exc: ValidationError) -> ValidationError:
 urlpatterns = [
     path("<slug:slug>/team/", team, name="portal-team"),
     path("<slug:slug>/team/leave/", leave, name="portal-leave"),
+    path("<slug:slug>/team/language/", language, name="portal-language"),
     path("<slug:slug>/team/invitations/<uuid:invitation_id>/", invitation, name="portal-invitation"),
     path("<slug:slug>/team/members/<uuid:member_id>/", member, name="portal-member"),
     path("<slug:slug>/team/members/<uuid:member_id>/remove/", remove, name="portal-remove-member"),

@@ -66,10 +66,12 @@ def create_tenant(
 def change_tenant(*, tenant: Tenant, actor: str, **changes: Any) -> Tenant:
     """Give a tenant other settings, by the names of its fields; returns it as it is then.
 
-    Raises ``ValidationError`` for values it cannot have.
+    Raises ``ValidationError`` for values it cannot have. A repeat records nothing.
     """
     tenant = Tenant.objects.select_for_update().get(pk=tenant.pk)
     before = {name: getattr(tenant, name) for name in changes}
+    if changes == before:
+        return tenant
     for name, value in changes.items():
         setattr(tenant, name, value)
     tenant.full_clean()

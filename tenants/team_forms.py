@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from allauth.account.adapter import get_adapter
 from django import forms
+from django.conf import settings
 from django.db.models import Q
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
@@ -108,6 +109,20 @@ def _offer_teams(field: forms.Field, access: Access, teams: Sequence[Team] | Non
     chosen.queryset = Team.objects.filter(tenant=access.tenant)
     if teams is not None:
         chosen.choices = [("", _("No team")), *((team.pk, str(team)) for team in teams)]
+
+
+class LanguageForm(forms.Form):
+    """In which language mails of the tenant are to those who have chosen none."""
+
+    language = forms.ChoiceField(
+        label=_("Language of mails"),
+        choices=[("", _("none chosen")), *settings.LANGUAGES],
+        required=False,
+        help_text=_(
+            "For people who have chosen none in their account, and for addresses that are nobody's. "
+            "While none is chosen it is English, and of an invitation that of whoever sends it."
+        ),
+    )
 
 
 class NewAccountForm(forms.Form):

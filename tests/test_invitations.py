@@ -83,6 +83,32 @@ def test_an_invitation_is_in_the_language_and_by_the_clock_of_whom_it_is_for(
     assert re.search(r"bis \d\d\.\d\d\.\d{4} \d\d:\d\d CES?T", of_another.message.get_content())  # type: ignore[attr-defined]
 
 
+def test_owners_and_admins_choose_the_language_for_those_who_have_chosen_none(
+    acme: Tenant, owner: User, mail: MailServer
+) -> None:
+    browser = a_browser(owner)
+
+    unknown = browser.post("/portal/acme/team/language/", {"language": "tlh"})
+    page = browser.post("/portal/acme/team/language/", {"language": "de"}, follow=True).content.decode()
+    browser.post("/portal/acme/team/language/", {"language": "de"})
+    browser.post("/portal/acme/team/", {"email": "nobody-yet@example.org", "role": "member", "team": ""})
+
+    assert unknown.status_code == 400
+    assert "tlh is not one of the available choices" in unknown.content.decode()
+    assert '<option value="de" selected>' in page
+    assert [letter.message["Subject"] for letter in mail.mails] == ["[Tollgate] Einladung zu ACME"]
+    # Chosen again it is no change.
+    [event] = AuditEvent.objects.filter(tenant_id=acme.pk, action="tenant.changed")
+    assert (event.actor, event.details["after"]) == (str(owner), {"language": "de"})
+
+
+@pytest.mark.parametrize("who", ["owner", "admin", "finance", "auditor", "member", "superuser"])
+def test_only_who_may_choose_the_language_of_mails_is_offered_it(acme: Tenant, who: str) -> None:
+    page = a_browser(a_person(who, acme)).get("/portal/acme/team/").content.decode()
+
+    assert ("/portal/acme/team/language/" in page) == (who in ("owner", "admin", "superuser"))
+
+
 def test_from_the_mail_to_a_member_who_is_signed_in(acme: Tenant, owner: User, mail: MailServer) -> None:
     answer = a_browser(owner).post(
         "/portal/acme/team/", {"email": "Mia@Example.org", "role": "member", "team": ""}, follow=True

@@ -33,6 +33,7 @@ PAGES = {
 # Addresses that only take forms, and where these stand.
 PAGE_OF_FORM = {
     "team/teams/": "team/",
+    "team/language/": "team/",
     "team/invitations/{invitation}/": "team/",
     "team/service-accounts/": "team/",
     "team/teams/{team}/put-in/": "team/teams/{team}/",

@@ -97,6 +97,7 @@ TRIALS = {
     ),
     "take somebody out of a team": Trial("POST", "/portal/acme/team/teams/{full}/members/{inside}/take-out/"),
     "remove a team": Trial("POST", "/portal/acme/team/teams/{team}/remove/"),
+    "choose the language of mails": Trial("POST", "/portal/acme/team/language/", {"language": "de"}),
     "leave the tenant": Trial("POST", "/portal/acme/team/leave/"),
     "read the audit of all in the admin": Trial("GET", "/admin/audit/auditevent/"),
     "read keys by the API": Trial("GET", f"{MANAGE}keys/"),

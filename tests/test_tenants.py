@@ -118,6 +118,7 @@ def test_two_tenants_cannot_have_one_slug(acme):
 
 def test_a_change_of_a_tenant_is_recorded_with_before_and_after(acme):
     services.change_tenant(tenant=acme, actor="ada", time_zone="Europe/Berlin", models=[])
+    services.change_tenant(tenant=acme, actor="ben", time_zone="Europe/Berlin", models=[])
 
     acme.refresh_from_db()
     event = AuditEvent.objects.all()[0]
