@@ -74,7 +74,7 @@ OTHERWISE: dict[str, dict[str, str]] = {
 }
 # Of the pages under ``/account/`` those that are the portal's own.
 OWN_PAGES = ("account", "account_email")
-NO_PAGE = (HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
+NO_PAGE = (HTTPStatus.FOUND, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ def measured(repeats: int = REPEATS) -> tuple[list[Page], list[str]]:
             client.force_login(User.objects.get(username=who))
             asked = [address + query.format(**known) for query in QUERIES.get(name, ("",))]
             found += [_asked(client, name, who, one, repeats) for one in asked]
-    # What takes only forms is no page, nor is one that somebody may not see.
+    # What takes only forms leads to a page and is none, nor is one that somebody may not see.
     found = [page for page in found if page.status not in NO_PAGE]
     return sorted(found, key=lambda page: -page.median_ms), without
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from django.views.decorators.debug import sensitive_variables
 
 from audit.models import AuditEvent
 from budgets.key_limits import MEASURES
+from budgets.limits import Limits, as_if
 from budgets.models import Budget, PeriodKind, RateLimit, Scope
 from budgets.periods import kind_and_seconds
 from budgets.services import (
@@ -175,6 +177,15 @@ def change_limited_key(
     return key
 
 
+def foreseen(limits: Limits, key: ApiKey, changes: Iterable[LimitChange]) -> Limits:
+    """``limits`` of ``key``, saved or not, with its own as they would be, in the present periods."""
+    changes = list(changes)
+    if not changes:
+        return limits
+    rows = [row for change in changes if (row := _row_of(key, change)) is not None]
+    return as_if(limits, rows, {change.row.pk for change in changes if change.row is not None})
+
+
 def counts_of(row: Row) -> str:
     """What a row counts: the unit of a budget, the measure of a rate limit."""
     return row.unit if isinstance(row, Budget) else row.measure
@@ -218,6 +229,22 @@ def per(counts: str, period: str) -> str:
         return f"{MEASURES[counts].unit} {window_name(period)}"
     rate = RateLimit(measure=counts)
     return f"{unit_name(rate.unit)} {window_name(rate.length)}"
+
+
+def _row_of(key: ApiKey, change: LimitChange) -> Row | None:
+    """The limit as it would be, not saved; another period begins when the present one is over."""
+    wanted = change.wanted
+    if wanted is None:
+        return None
+    if change.row is not None:
+        row = copy.copy(change.row)
+        row.limit = wanted.limit
+        return row
+    own: dict[str, Any] = {"scope": Scope.KEY, "key": key, "tenant": key.tenant, "limit": wanted.limit}
+    if not wanted.period:
+        return RateLimit(measure=wanted.counts, **own)
+    kind, seconds = kind_and_seconds(wanted.period)
+    return Budget(unit=wanted.counts, period=kind, seconds=seconds, **own)
 
 
 def _carry_out(key: ApiKey, change: LimitChange, actor: str) -> None:

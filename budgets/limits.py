@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from math import inf
@@ -310,6 +310,17 @@ def load(caller: Caller) -> Limits:
         # Whoever comes in from the street is not told how much their host uses.
         limit.told = caller.allowance is None
     return Limits(limits, prices, credit or 0, switches)
+
+
+def as_if(limits: Limits, rows: Iterable[Budget | RateLimit], gone: Collection[UUID]) -> Limits:
+    """``limits`` as they would be if ``rows`` were saved and those with the ids of ``gone`` were not."""
+    rows = list(rows)
+    budgets = [row for row in rows if isinstance(row, Budget)]
+    schedules, ids = schedules_of(budgets), {pk.hex for pk in gone} | {row.pk.hex for row in rows}
+    others = [one for one in limits.limits if one.id not in ids]
+    rates = [_of_rate_limit(row) for row in rows if isinstance(row, RateLimit)]
+    ahead = (*others, *rates, *(_of_budget(row, schedules[row.pk]) for row in budgets))
+    return Limits(ahead, limits.prices, limits.credit_tokens, limits.switches)
 
 
 def _of_rate_limit(row: RateLimit) -> Limit:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from budgets.exceptions import BudgetExhausted
 from budgets.kill_switches import Switch, stopping
-from budgets.limits import load
+from budgets.limits import Limits, load
 from budgets.standing import ahead
 from keys.above import Preview
 from keys.callers import Caller
@@ -20,16 +20,17 @@ from tenants.exceptions import Refusal
 from tenants.redis import RedisError
 
 
-def preview(caller: Caller, known: Catalog | None = None) -> Preview:
+def preview(caller: Caller, known: Catalog | None = None, limits: Limits | None = None) -> Preview:
     """What ``caller`` may call; ``keys.callers.caller_of`` makes one of a key, saved or not.
 
-    ``known``: what ``published`` has told this page already.
+    ``known``: what ``published`` has told this page already. ``limits``: those that
+    would hold, if these are not the saved ones.
 
     Settings come from PostgreSQL, what is used and what is installed from Redis.
     Nothing is set aside and nothing counted.
     """
     now_ms = clock.now_ms()
-    limits = load(caller)
+    limits = limits or load(caller)
     refusals: list[Refusal] = []
     if not _works(caller, now_ms):
         refusals.append(InvalidKey("does not work"))

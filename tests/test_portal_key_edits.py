@@ -211,6 +211,37 @@ def test_mistakes_are_told_beside_their_field_and_change_nothing(
     assert events() == []
 
 
+def test_what_refuses_first_is_one_of_the_limits_that_are_filled_in(acme: Tenant, owner: Client) -> None:
+    key = a_key(acme)
+    set_budget(scope="tenant", tenant=acme, unit="tokens", period="month", limit=500, actor="test")
+    set_budget(scope="key", key=key, unit="tokens", period="day", limit=100, actor="test")
+    set_rate_limit(scope="key", key=key, measure="tokens_per_minute", limit=9, actor="test")
+    page = owner.get(page_of(key, "edit/"))
+    typed = {
+        "limit_tokens": "0",
+        "limit_requests": "7",
+        "period_requests": "hour",
+        "limit_tokens_per_minute": "",
+    }
+
+    untouched = owner.post(page_of(key, "edit/may-call/"), filled_in(page)).context["preview"]
+    told = owner.post(page_of(key, "edit/may-call/"), filled_in(page, **typed))
+
+    assert [(one.name, one.limit) for one in untouched.limits] == [
+        ("key-tokens-day", 100),
+        ("tenant-tokens-month", 500),
+        ("key-tokens-minute", 9),
+    ]
+    assert [(one.name, one.limit) for one in told.context["preview"].limits] == [
+        ("key-tokens-day", 0),
+        ("key-requests-hour", 7),
+        ("tenant-tokens-month", 500),
+    ]
+    assert re.search("First refused by.*?<code>key-tokens-day", told.content.decode(), re.DOTALL)
+    assert list(Budget.objects.filter(key=key).values_list("limit", flat=True)) == [100]
+    assert events() == []
+
+
 def test_the_page_of_the_key_tells_of_every_change_of_its_limits(acme: Tenant, owner: Client) -> None:
     key = a_key(acme)
     set_budget(scope="key", key=key, unit="micro_usd", period="day", limit=2_500_000, actor="test")

@@ -568,7 +568,7 @@ def test_a_key_ends_within_what_the_tenant_allows(acme: Tenant, owner: Client) -
 
 
 def test_what_the_key_may_call_is_shown_before_it_is_there(acme: Tenant, owner: Client) -> None:
-    form = form_of(owner, scopes=["embeddings"], address_blocks="192.0.2.0/24", label="")
+    form = form_of(owner, scopes=["embeddings"], address_blocks="192.0.2.0/24", label="", limit_tokens="40")
     set_budget(scope="tenant", tenant=acme, unit="tokens", period="month", limit=500, actor="test")
 
     by_button = owner.post("/portal/acme/keys/new/", form | {"look": "1"})
@@ -580,6 +580,7 @@ def test_what_the_key_may_call_is_shown_before_it_is_there(acme: Tenant, owner: 
         assert "From 192.0.2.0/24" in text
         assert "/v1/embeddings" in text
         assert "the whole tenant: 500 tokens a month" in text
+        assert "First refused by key-tokens-month" in text
     assert "/v1/chat/completions" not in by_script.content.decode()
     assert "hx-swap-oob" in by_script.content.decode()
     assert not ApiKey.objects.exists()

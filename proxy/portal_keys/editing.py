@@ -12,7 +12,8 @@ from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
 
-from budgets.limited_keys import change_limited_key
+from budgets.limited_keys import change_limited_key, foreseen
+from budgets.limits import load
 from keys.callers import caller_of
 from keys.effects import Effect, measured, running_calls
 from keys.models import ApiKey
@@ -82,12 +83,13 @@ def _form(access: Access, key: ApiKey, known: Catalog | None, *filled_in: Any) -
 
 
 def _foretold(key: ApiKey, form: EditKeyForm, known: Catalog | None) -> dict[str, Any]:
-    wanted = form.as_key()
+    wanted, limits = form.as_key(), form.limit_changes()
+    caller = caller_of(wanted)
     return {
         "form": form,
-        "preview": preview(caller_of(wanted), known),
+        "preview": preview(caller, known, foreseen(load(caller), wanted, limits.values())),
         "edits": True,
-        "consequences": consequences(key, wanted, form.limit_changes(), known),
+        "consequences": consequences(key, wanted, limits, known),
         "running": running_calls([key]),
     }
 

@@ -11,7 +11,8 @@ from django.shortcuts import render
 from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_http_methods
 
-from budgets.limited_keys import issue_limited_key
+from budgets.limited_keys import LimitChange, foreseen, issue_limited_key
+from budgets.limits import load
 from keys.above import Preview
 from keys.callers import caller_of
 from keys.models import ApiKey
@@ -72,7 +73,10 @@ def _demand(access: Access) -> None:
 
 
 def _preview(form: NewKeyForm, known: Catalog | None) -> Preview:
-    return preview(caller_of(form.as_key()), known)
+    wanted = form.as_key()
+    caller = caller_of(wanted)
+    own = [LimitChange(None, one) for one in form.own_limits()]
+    return preview(caller, known, foreseen(load(caller), wanted, own))
 
 
 def _page(
