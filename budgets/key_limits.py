@@ -17,7 +17,7 @@ from budgets.booked import booked
 from budgets.limits import with_raises
 from budgets.models import Budget, Scope, Unit
 from budgets.standing import Standing, standings
-from budgets.words import window_name
+from budgets.words import UNITS, window_name
 from tenants.charts import REQUESTS, TOKENS, USD, Measure
 from tenants.redis import RedisError
 
@@ -26,7 +26,7 @@ MEASURES: dict[str, Measure] = {
     Unit.TOKENS: TOKENS,
     Unit.OUTPUT_TOKENS: Measure(gettext_lazy("output tokens")),
     Unit.MICRO_USD: USD,
-    Unit.GPU_MS: Measure(gettext_lazy("seconds of GPU time"), places=3),
+    Unit.GPU_MS: Measure(UNITS[Unit.GPU_MS]),
 }
 # From how many percent on a meter is told to be high.
 HIGH = 80

@@ -271,6 +271,25 @@ def test_the_page_of_the_key_tells_of_another_period(acme: Tenant, owner: Client
     assert "Period: a day → a month" in text_of(owner.get(page_of(key)).content.decode())
 
 
+def test_gpu_time_is_told_and_typed_in_the_same_unit_wherever_it_is_limited(
+    acme: Tenant, owner: Client
+) -> None:
+    key = a_key(acme)
+    budget = set_budget(scope="key", key=key, unit="gpu_ms", period="day", limit=90_000, actor="test")
+
+    form = owner.get(page_of(key, "edit/")).content.decode()
+    pages = [owner.get(page_of(key)), owner.get("/portal/acme/limits/"), owner.get("/portal/acme/keys/")]
+    edit(owner, key, limit_gpu_ms="60000")
+
+    assert "Milliseconds of GPU time" in text_of(form)
+    assert 'value="90000"' in form
+    for page in pages:
+        assert "90,000" in text_of(page.content.decode())
+        assert "ms of GPU time" in text_of(page.content.decode())
+    budget.refresh_from_db()
+    assert budget.limit == 60_000
+
+
 def test_a_limit_above_its_parent_is_left_alone_until_it_is_touched(acme: Tenant, owner: Client) -> None:
     key = a_key(acme)
     set_budget(scope="key", key=key, unit="tokens", period="day", limit=900, actor="test")

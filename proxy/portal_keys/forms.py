@@ -44,7 +44,7 @@ LIMITS: dict[str, Promise] = {
 # And what it may be given limits of elsewhere; they are shown, and changed here, where there are any.
 OTHER_LIMITS: dict[str, Promise] = {
     Unit.OUTPUT_TOKENS: gettext_lazy("Tokens out"),
-    Unit.GPU_MS: gettext_lazy("Seconds of GPU time"),
+    Unit.GPU_MS: gettext_lazy("Milliseconds of GPU time"),
 }
 
 
