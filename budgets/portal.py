@@ -25,12 +25,16 @@ from budgets.paging import page_of
 from budgets.pricing import exactly_as_usd, usd_in_full
 from budgets.reading import readable
 from budgets.usage import NONE, PARTS, Selection, breakdown, estimated_share, in_percent
+from budgets.usage_drawn import as_csv, drawn
+from tenants import charts
 from tenants.access import Access, Reach
 from tenants.figures import grouped
 from tenants.portal import tenant_page
 
 # More than anybody reads on one page; the rest is one line.
 MOST_ROWS = 100
+# What a file of a page has at most; more than that is ordered as an export.
+MOST_IN_FILE = 10_000
 # Of so many requests each can be told apart from all others in the time that a page may take.
 MOST_COMPARED = 10_000
 
@@ -109,7 +113,7 @@ class Filter:
 @tenant_page
 def usage(request: HttpRequest, access: Access) -> HttpResponse:
     """What was used, told apart by anything; of the present month, if no range is asked for."""
-    form = UsageForm(request.GET)
+    form = UsageForm(request.GET, known=["chart", "file"])
     if not form.is_valid():
         return render(request, "portal/usage/refused.html", {"form": form}, status=400)
     selection = _readable(form, access)
@@ -122,10 +126,16 @@ def usage(request: HttpRequest, access: Access) -> HttpResponse:
         if number > MOST_COMPARED:
             messages.info(request, _too_many(number))
             return redirect(_entries_page(access, selection))
+    if request.GET.get("file") == "csv":
+        return _csv(as_csv(breakdown(selection, by, order=order, limit=MOST_IN_FILE)))
     explained = explain(selection, by, order=order, limit=form.cleaned_data["limit"] or MOST_ROWS)
     whole = explained.whole
+    pictures = drawn(selection, whole, order, NAMES | HEADINGS, ZoneInfo(access.time_zone))
+    if (file := charts.as_file(request, pictures)) is not None:
+        return file
     context = {
         "selection": selection,
+        "charts": pictures,
         "by": whole.by,
         "told_apart_by": [NAMES[part] for part in whole.by],
         "parts": [(part, NAMES[part]) for part in PARTS],
@@ -181,6 +191,11 @@ def request_explained(request: HttpRequest, access: Access, request_id: UUID) ->
         "total": _usd(sum(one.entry.cost_micro_usd for one in found)),
     }
     return render(request, "portal/usage/request.html", context)
+
+
+def _csv(content: str) -> HttpResponse:
+    headers = {"Content-Disposition": 'attachment; filename="usage.csv"'}
+    return HttpResponse(content, content_type="text/csv; charset=utf-8", headers=headers)
 
 
 def _too_many(number: int) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from datetime import timedelta
+from decimal import Decimal
 from html import unescape
+from io import StringIO
 from typing import Any
 from uuid import UUID
 
@@ -13,8 +16,9 @@ import time_machine
 from django.test import Client
 from django.urls import reverse
 
-from budgets import portal
+from budgets import portal, usage_drawn
 from budgets.models import LedgerEntry, UsageRollup
+from budgets.usage import Selection, breakdown
 from tenants import services
 from tenants.models import Member, Tenant, User
 from tests import ledgers
@@ -54,7 +58,8 @@ def shown(browser: Client, address: str) -> str:
 
 def rows_of(response: Any) -> list[str]:
     """The lines of the table of a page, one string for each."""
-    table = response.content.decode().partition("<tbody>")[2].partition("</table>")[0]
+    page = re.sub(r"<figure.*?</figure>", "", response.content.decode(), flags=re.DOTALL)
+    table = page.partition("<tbody>")[2].partition("</table>")[0]
     rows = [" ".join(re.sub(r"<[^>]+>", " ", row).split()) for row in table.split("</tr>")]
     return [row for row in rows if row]
 
@@ -147,6 +152,68 @@ def test_the_table_tells_figures_shares_and_what_is_gone(acme: Tenant, finance: 
     figures = "2 0.450087 500,000 (33.4 %) 1,500,000 20 0 0 1,206"
     assert row == f"gone deleted tiny:1b {figures}"
     assert total == f"Total {figures}"
+
+
+def rows_of_file(answer: Any) -> list[dict[str, str]]:
+    assert answer["Content-Type"] == "text/csv; charset=utf-8"
+    return list(csv.DictReader(StringIO(answer.content.decode())))
+
+
+def test_chart_table_and_files_tell_the_same_figures(
+    acme: Tenant, finance: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, key in enumerate(("nightly", "chat", "=rest()", "report"), start=1):
+        tokens = {"input_tokens": 1_000 * number, "output_tokens": number}
+        book(ledgers.of(acme, key_id=UUID(int=number), key=key, model="tiny:1b", **tokens))
+    monkeypatch.setattr(portal, "MOST_IN_FILE", 2)
+    address = f"/portal/acme/usage/{MARCH}&by=model&by=key&order=-input_tokens&limit=2"
+
+    page = finance.get(address)
+    file = rows_of_file(finance.get(f"{address}&file=csv"))
+    drawn = rows_of_file(finance.get(f"{address}&chart=usage.csv"))
+
+    [chart] = page.context["charts"]
+    total = breakdown(Selection(acme.pk), ()).total
+    told = [re.sub(r"[^\d ]", "", row).split() for row in rows_of(page)]
+    assert 'data-chart="usage"' in page.content.decode()
+    assert [(row["key"], row["parts"]) for row in file] == [("report", "1"), ("=rest()", "1"), ("", "2")]
+    assert [row["input_tokens"] in line for row, line in zip(file, told, strict=False)] == [True] * 3
+    for figure in ("requests", "input_tokens", "output_tokens", "gpu_ms"):
+        assert sum(int(row[figure]) for row in file) == total[figure]
+    assert sum(Decimal(row["cost_usd"]) for row in file) == Decimal(total["cost_micro_usd"]) / 10**6
+    # By its first thing, and the figure by which the table is sorted.
+    assert [(one.id, list(one.values)) for one in chart.series] == [("input_tokens", [10_000])]
+    assert drawn == [{"Model": "tiny:1b", "Input tokens (tokens)": "10000"}]
+
+
+def test_a_chart_has_a_place_for_each_day_and_no_data_is_no_zero(acme: Tenant, finance: Client) -> None:
+    for day in (10, 12):
+        book(ledgers.of(acme, ended_at=NOON.replace(day=day), input_tokens=day, output_tokens=1))
+
+    [chart] = finance.get(f"/portal/acme/usage/{MARCH}&by=day&by=key").context["charts"]
+
+    assert [point.value for point in chart.points] == ["2026-03-10", "2026-03-11", "2026-03-12"]
+    assert [list(one.values) for one in chart.series] == [[10, None, 12], [1, None, 1]]
+
+
+@pytest.mark.parametrize("part", ["key", "member", "team", "model", "route", "run", "hour", "day", "month"])
+def test_usage_by_anything_but_requests_is_drawn(
+    acme: Tenant, finance: Client, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    for hour in (9, 12):
+        at = NOON.replace(hour=hour)
+        ids = {"key_id": UUID(int=hour), "member_id": UUID(int=hour), "team_id": UUID(int=hour)}
+        book(ledgers.of(acme, run=f"{hour}", model=f"m:{hour}b", ended_at=at, **ids))
+    monkeypatch.setattr(usage_drawn, "MOST_BARS", 1)
+
+    page = finance.get(f"/portal/acme/usage/{MARCH}&by={part}")
+    by_request = finance.get(f"/portal/acme/usage/{MARCH}&by=request")
+
+    [chart] = page.context["charts"]
+    total = breakdown(Selection(acme.pk), ()).total
+    told = [sum(value or 0 for value in one.values) for one in chart.series]
+    assert told == [total["input_tokens"], total["output_tokens"]]
+    assert by_request.context["charts"] == []
 
 
 def test_without_a_range_it_is_the_present_month_of_the_tenant(acme: Tenant, finance: Client) -> None:
@@ -367,7 +434,8 @@ def test_the_pages_have_one_heading_landmarks_and_nothing_inline(
     outline = Outline(finance.get(f"{page}{MARCH if 'usage' in page else ''}").content.decode())
 
     assert [outline.tags.count(tag) for tag in ("h1", "nav", "main", "footer")] == [1, 1, 1, 1]
-    assert outline.tags.count("table") == 1
+    # That of the chart, too.
+    assert outline.tags.count("table") == (2 if page.endswith("/usage/") else 1)
     assert outline.inline == []
 
 
