@@ -241,6 +241,15 @@ def test_while_redis_is_away_the_page_says_so_and_shows_the_books(house: House, 
     assert "The counters are unavailable." not in told(owner)
 
 
+@pytest.mark.parametrize(("who", "makes"), [("owner", True), ("finance", False), ("auditor", False)])
+def test_only_who_may_make_a_key_is_led_to_where_they_are_made(house: House, who: str, makes: bool) -> None:
+    shown = told(a_browser(a_person(who, house.acme)))
+
+    assert "Three steps to the first answer" in shown
+    assert ("Make one on the page of keys." in shown) == makes
+    assert ("Ask an owner of the tenant for one." in shown) == (not makes)
+
+
 def test_a_newcomer_is_led_to_the_first_request_and_sees_it_arrive(house: House) -> None:
     mia = a_person("member", house.acme)
     browser, member = a_browser(mia), Member.objects.get(user=mia.pk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from django import forms
@@ -17,7 +18,7 @@ from django.views.decorators.http import require_safe
 from keys.models import ApiKey
 from keys.secrets import public_id_of
 from keys.states import EXPIRING, State, in_state
-from proxy.portal_keys.showing import keys_of, shown
+from proxy.portal_keys.showing import keys_of, rates_of, shown
 from tenants.access import Access, Reach
 from tenants.models import Member, ServiceAccount
 from tenants.portal import tenant_page
@@ -62,7 +63,8 @@ def listing(request: HttpRequest, access: Access) -> HttpResponse:
     wanted = form.cleaned_data if form.is_valid() else {}
     page = Paginator(_selected(keys, wanted, access), ON_A_PAGE).get_page(asked.get("page"))
     asked.pop("page", None)
-    rows = shown(access, page.object_list)
+    rates = rates_of(page.object_list)
+    rows = [replace(row, rates=rates[row.key.pk]) for row in shown(access, page.object_list)]
     context = {
         "form": form,
         "page": page,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -15,7 +15,7 @@ from django.utils.translation import gettext as _
 
 from audit.models import AuditEvent
 from budgets.key_limits import KeyLimit, limits_of_keys
-from budgets.limited_keys import rows_of_keys
+from budgets.limited_keys import amount_of, rows_of_keys
 from keys.models import ApiKey, KeySecret, SecretUse
 from keys.states import State, expires_soon, state_of
 from tenants.access import Access, Reach
@@ -49,6 +49,8 @@ class ShownKey:
     all_models: bool
     limits: list[KeyLimit]
     managed: bool
+    # Where a page has no other place for them.
+    rates: Sequence[str] = ()
 
     @property
     def mask(self) -> str:
@@ -119,6 +121,16 @@ def shown(
     if limits is None:
         limits = limits_of_keys([key.pk for key in keys])
     return [_shown(access, key, limits[key.pk], moment) for key in keys]
+
+
+def rates_of(keys: Iterable[ApiKey]) -> dict[UUID, list[str]]:
+    """The rate limits of these keys themselves that can refuse, in words, by key."""
+    found: dict[UUID, list[str]] = {key.pk: [] for key in keys}
+    _budgets, rates = rows_of_keys(found)
+    for rate in rates.filter(shadow=False, limit__isnull=False):
+        if rate.key_id is not None:
+            found[rate.key_id].append(amount_of(rate, rate.limit or 0))
+    return found
 
 
 def versions_of(keys: Iterable[ApiKey]) -> dict[UUID, str]:
