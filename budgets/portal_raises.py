@@ -173,8 +173,9 @@ def _decided(request: HttpRequest, access: Access, found: RaiseRequest, form: De
         if act == "withdraw":
             done: object = raise_requests.withdraw_request(request=found, access=access)
         elif act == "decline":
-            # Only the answer counts; what the other fields say is not looked at.
-            answer = request.POST.get("answer", "").strip()[:1000]
+            # Only the answer counts, also where the other fields have mistakes.
+            form.is_valid()
+            answer = form.cleaned_data.get("answer", "")
             done = raise_requests.decline_request(request=found, access=access, answer=answer, page=page)
         elif act == "grant" and form.is_valid():
             done = raise_requests.grant_request(request=found, access=access, page=page, **form.cleaned_data)

@@ -67,7 +67,8 @@ def form_on(page: str, *parts: str) -> Callable[[View], View]:
 @login_required
 def tenants(request: HttpRequest) -> HttpResponse:
     """The tenants of a person; if it is only one, its page."""
-    wanted = request.GET.get("q", "").strip()
+    # No name has the character that PostgreSQL does not take.
+    wanted = request.GET.get("q", "").replace("\0", "").strip()
     with across():
         found = tenants_of(request.user)
         if wanted:

@@ -28,7 +28,7 @@ from tenants.services import (
     create_service_account,
     remove_member,
 )
-from tenants.team_forms import InvitationForm, LanguageForm, PlaceForm, ServiceAccountForm, TeamForm
+from tenants.team_forms import InvitationForm, LanguageForm, PlaceForm, ServiceAccountForm, TeamForm, WhyForm
 
 MOST_LISTED = 500
 
@@ -241,17 +241,19 @@ def close_account(request: HttpRequest, access: Access, account_id: UUID) -> Htt
     """What follows if a service account is closed, and doing it."""
     demand_management(access)
     account = get_object_or_404(ServiceAccount, tenant=access.tenant, pk=account_id, closed_at=None)
-    if request.method == "POST":
-        revoked = close_service_account(
-            account=account, actor=str(access.user), reason=request.POST.get("reason", "").strip()[:500]
-        )
+    # A form with nothing in it is sent, too.
+    form = WhyForm(request.POST if request.method == "POST" else None)
+    if form.is_valid():
+        revoked = close_service_account(account=account, actor=str(access.user), **form.cleaned_data)
         if revoked is not None:
             keys = ngettext("%(count)s key was revoked.", "%(count)s keys were revoked.", revoked)
             closed = _("Service account %(name)s is closed.") % {"name": account.name}
             messages.success(request, f"{closed} {keys % {'count': revoked}}")
         return redirect("portal-team", access.tenant.slug)
     keys_of = account.keys.filter(revoked_at=None).order_by("label")
-    return render(request, "portal/team/close_account.html", {"account": account, "keys": keys_of})
+    context = {"account": account, "keys": keys_of, "form": form}
+    status = 400 if form.errors else 200
+    return render(request, "portal/team/close_account.html", context, status=status)
 
 
 @form_on("portal-team")

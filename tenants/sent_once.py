@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ from tenants.models import KeptAnswer, User
 
 # As long as a sign-in lasts, and then some.
 KEPT_FOR = timedelta(hours=24)
+NUMBER = re.compile("[0-9a-f]{32}")
 
 
 class SentBefore(Exception):
@@ -28,8 +30,11 @@ def send_once(user: User, number: str) -> None:
     """Note, in the transaction that does what the form asks for, that it was sent; raises ``SentBefore``.
 
     Of two that arrive at the same moment the second waits for the first. If
-    that is rolled back, the form was not sent.
+    that is rolled back, the form was not sent. What is no number of a form is
+    taken for one that was sent: nobody was shown such a form.
     """
+    if not NUMBER.fullmatch(number):
+        raise SentBefore
     if not transaction.get_connection().in_atomic_block:
         raise transaction.TransactionManagementError("a form is noted in the transaction of what it does")
     try:

@@ -57,6 +57,12 @@ class ServiceAccountForm(forms.Form):
         _offer_teams(self.fields["team"], access, teams)
 
 
+class WhyForm(forms.Form):
+    """Why something is done, for the audit."""
+
+    reason = forms.CharField(label=_("Why (for the audit)"), max_length=500, required=False)
+
+
 class PutInForm(forms.Form):
     """Who is to come into a team, of those whose place somebody may change; with the team they are in."""
 

@@ -148,6 +148,7 @@ def test_operators_look_tenants_up_by_name(acme: Tenant) -> None:
     assert "/portal/globex/" in everything
     assert "/portal/acme/" not in found
     assert "/portal/globex/" in found
+    assert browser.get("/portal/", {"q": "lo\0be"}).status_code == 200
 
 
 @pytest.mark.parametrize("page", ["/portal/", "/portal/acme/", "/portal/nobody/"])

@@ -16,7 +16,7 @@ from django.utils.timezone import now
 
 from audit.models import AuditEvent, RequestEvent
 from budgets.models import Budget
-from budgets.services import set_budget
+from budgets.services import set_budget, set_rate_limit
 from keys import services
 from keys.lifetimes import Grace
 from keys.models import ApiKey, KeySecret, SecretUse
@@ -255,6 +255,18 @@ def test_the_list_tells_what_each_key_is(acme: Tenant, owner: Client) -> None:
     assert secret.public_id not in page.content.decode()
 
 
+def test_the_list_tells_of_rates_too_and_not_that_a_key_had_no_limit(acme: Tenant, owner: Client) -> None:
+    slow = a_key(acme, "slow")
+    set_rate_limit(scope="key", key=slow, measure="requests_per_minute", limit=3, actor="test")
+    a_key(acme, "free")
+
+    rows = rows_by_label(owner.get("/portal/acme/keys/"))
+
+    assert "3 requests a minute" in rows["slow"]
+    assert "none of its own" not in rows["slow"]
+    assert "none of its own" in rows["free"]
+
+
 def rows_by_label(page: Any) -> dict[str, str]:
     table = page.content.decode().partition('<table class="keys">')[2].partition("</table>")[0]
     rows = {}
@@ -457,6 +469,14 @@ def test_a_form_that_is_sent_again_shows_no_secret_and_issues_no_key(acme: Tenan
         assert not SECRET.search(answer.content.decode())
         assert "cannot be shown again" in text_of(answer.content.decode())
     assert ApiKey.objects.count() == 1
+
+
+@pytest.mark.parametrize("number", ["", "\0" * 32, "x" * 5_000])
+def test_a_form_that_nobody_was_shown_issues_no_key(acme: Tenant, owner: Client, number: str) -> None:
+    answer = owner.post("/portal/acme/keys/new/", form_of(owner, form=number))
+
+    assert answer.status_code == 409
+    assert not ApiKey.objects.exists()
 
 
 def test_a_form_with_a_mistake_may_be_sent_again(acme: Tenant, owner: Client) -> None:

@@ -397,6 +397,26 @@ def test_the_way_through_the_pages_from_asking_to_more(acme: Tenant, mia: User, 
     assert LimitRaise.objects.count() == 1
 
 
+@pytest.mark.parametrize("own", OWN[:1])
+def test_an_answer_that_cannot_be_kept_is_refused_in_words(acme: Tenant, mia: User, own: OwnLimit) -> None:
+    row = own(mia)
+    form = {"to": "500", "until": local(3), "reason": "the deadline"}
+    a_browser(mia).post(f"/portal/acme/raises/new/{row.pk}/", form)
+    request = RaiseRequest.objects.get()
+    owners = a_browser(person("owner", acme))
+    page = f"/portal/acme/raises/{request.pk}/"
+
+    refused = owners.post(page, {"act": "decline", "answer": "a\0b"})
+    # Of a no the other fields do not matter.
+    declined = owners.post(page, {"act": "decline", "answer": "No.", "to": ""})
+
+    assert refused.status_code == 400
+    assert "Null characters are not allowed" in refused.content.decode()
+    assert declined.status_code == 302
+    request.refresh_from_db()
+    assert (request.state, request.answer) == ("declined", "No.")
+
+
 def test_money_is_asked_for_in_dollars(acme: Tenant, mia: User) -> None:
     member = Member.objects.get(user=mia)
     budget = services.set_budget(

@@ -98,6 +98,22 @@ def test_who_may_open_and_close_service_accounts(acme: Tenant, who: str) -> None
     assert (account.closed_at is not None) == (who in GRANTS)
 
 
+def test_a_reason_that_the_database_cannot_keep_is_refused_in_words(acme: Tenant) -> None:
+    account = services.create_service_account(tenant=acme, name="nightly-build", actor="test")
+    browser = a_browser(a_person("owner", acme))
+    closing = f"/portal/acme/team/service-accounts/{account.pk}/close/"
+
+    refused = [browser.post(closing, {"reason": reason}) for reason in ("a\0b", "x" * 501)]
+    still_open = ServiceAccount.objects.get(pk=account.pk).closed_at is None
+    closed = browser.post(closing)
+
+    assert [answer.status_code for answer in refused] == [400, 400]
+    assert "Null characters are not allowed" in refused[0].content.decode()
+    assert still_open
+    assert closed.status_code == 302
+    assert ServiceAccount.objects.get(pk=account.pk).closed_at is not None
+
+
 @pytest.mark.parametrize("who", EVERYBODY)
 def test_the_rules_say_it_too(acme: Tenant, who: str) -> None:
     access = access_to(a_person(who, acme), "acme")
