@@ -49,7 +49,8 @@ def drawn(
     figure = order.removeprefix("-")
     figures = [figure] if figure else ["input_tokens", "output_tokens"]
     series = [Series(one, names[one], [row.get(one) for row in rows]) for one in figures]
-    told = names[figure] if figure else _("Tokens")
+    # The unit stands at the axis.
+    told = str(names[figure]).partition(",")[0] if figure else _("Tokens")
     title = _("%(figure)s by %(part)s") % {"figure": told, "part": names[part]}
     return [
         Chart("usage", title, points, series, MEASURES.get(figure, TOKENS), over=capfirst(str(names[part])))

@@ -183,6 +183,7 @@ def test_chart_table_and_files_tell_the_same_figures(
     assert sum(Decimal(row["cost_usd"]) for row in file) == Decimal(total["cost_micro_usd"]) / 10**6
     # By its first thing, and the figure by which the table is sorted.
     assert [(one.id, list(one.values)) for one in chart.series] == [("input_tokens", [10_000])]
+    assert chart.title == "Input tokens by model"
     assert drawn == [{"Model": "tiny:1b", "Input tokens (tokens)": "10000"}]
 
 
