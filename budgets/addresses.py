@@ -13,6 +13,7 @@ from django.http import QueryDict
 from django.utils.translation import gettext as _
 
 from budgets.usage import FIGURES, NONE, PARTS, Selection
+from tenants.forms import told_in_every_zone
 
 # What calls can have none of, or of whose route nobody knows; said by ``without=team``, because an empty
 # field of a form says nothing.
@@ -48,7 +49,9 @@ class UsageForm(forms.Form):
     def __init__(self, asked: QueryDict, *, known: Iterable[str] = ()) -> None:
         super().__init__(asked)
         self.fields |= {name: forms.DateField(required=False) for name in DAYS}
-        self.fields |= {name: forms.DateTimeField(required=False) for name in INSTANTS}
+        self.fields |= {
+            name: forms.DateTimeField(required=False, validators=[told_in_every_zone]) for name in INSTANTS
+        }
         self.fields |= {name: forms.UUIDField(required=False) for name in IDS}
         self.fields |= {name: forms.CharField(required=False, strip=False) for name in TEXTS}
         self._unknown = sorted(set(asked) - set(self.fields) - set(known))

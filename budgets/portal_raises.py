@@ -27,6 +27,7 @@ from budgets.models import LARGEST, Budget, RaiseRequest, RateLimit
 from budgets.money import MICRO
 from budgets.schedules import schedules_of
 from tenants.access import Access
+from tenants.forms import told_in_every_zone
 from tenants.portal import tenant_page
 
 MOST_LISTED = 100
@@ -54,6 +55,7 @@ class AmountForm(forms.Form):
     until = forms.DateTimeField(
         label=gettext_lazy("Until"),
         widget=forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
+        validators=[told_in_every_zone],
     )
 
     def clean_until(self) -> datetime:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Any, ClassVar, cast
 
 from django import forms
 from django.core.exceptions import ValidationError
+from django.utils.translation import gettext as _
 from unfold.widgets import UnfoldAdminRadioSelectWidget, UnfoldAdminTextareaWidget
+
+
+def told_in_every_zone(moment: date) -> None:
+    """A validator: the first and the last days that Python knows are none at all in some time zone."""
+    if not 1970 <= moment.year <= 9998:
+        raise ValidationError(_("Name a year from 1970 to 9998."))
 
 
 class WhichModelsForm(forms.ModelForm):  # type: ignore[type-arg]  # the parameter is in the stubs only

@@ -32,7 +32,7 @@ def test_the_meter_of_a_key_is_shown_to_those_who_read_its_usage(house: House, w
 
     with opened(house.gateway, meter_of(house.ada.key), browser) as socket:
         if who in ("owner", "admin", "finance", "auditor", *OPERATORS):
-            assert "There is no limit here." in message(socket)["parts"]["meters"]
+            assert "There is no budget here." in message(socket)["parts"]["meters"]
         else:
             assert closing_of(socket) == (4401 if who in UNKNOWN else 4404)
 
@@ -44,7 +44,7 @@ def test_a_member_sees_the_meter_of_their_own_keys_and_of_the_tenant(house: Hous
     )
     for address in (meter_of(key), "/live/portal/acme/"):
         with opened(house.gateway, address, a_browser(mia)) as socket:
-            assert "There is no limit here." in message(socket)["parts"]["meters"]
+            assert "There is no budget here." in message(socket)["parts"]["meters"]
 
 
 @pytest.mark.parametrize(

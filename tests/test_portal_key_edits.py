@@ -178,6 +178,7 @@ def test_every_model_is_no_choice_but_for_a_key_that_has_it(acme: Tenant, owner:
         ({"address_blocks": "192.0.2.1/24"}, "address_blocks", "Is 192.0.2.0/24 meant?"),
         ({"expires": "day", "expires_on": "2020-01-01"}, "expires_on", "has begun already"),
         ({"expires": "day"}, "expires_on", "Name the day"),
+        ({"expires": "day", "expires_on": "9999-12-31"}, "expires_on", "Name a year from 1970 to 9998"),
         ({"expires": "365"}, "expires", "not one of the available choices"),
         ({"expires": "never"}, "expires", "not one of the available choices"),
         ({"expires": "day", "expires_on": "2999-01-01"}, "expires", "45 days at most"),

@@ -449,6 +449,7 @@ def test_the_moment_is_one_of_the_tenants_zone(acme: Tenant, mia: User) -> None:
         ({"to": "many"}, "Enter a whole number"),
         ({"until": "tomorrow"}, "Enter a valid date/time"),
         ({"until": "2020-01-01T00:00"}, "ends in the future"),
+        ({"until": "9999-12-31T23:59"}, "Name a year from 1970 to 9998"),
         ({"reason": " "}, "This field is required"),
     ],
 )

@@ -238,6 +238,8 @@ def test_without_a_range_it_is_the_present_month_of_the_tenant(acme: Tenant, fin
         pytest.param("from=yesterday", "from: Enter a valid date", id="no day"),
         pytest.param("from=2026-04-01&before=2026-03-01", "before: It ends before it begins", id="backwards"),
         pytest.param("since=soon", "since: Enter a valid date/time", id="no moment"),
+        pytest.param("since=0001-01-01T00:00:00Z", "since: Name a year from 1970", id="too early for a zone"),
+        pytest.param("until=9999-12-31T23:59:59Z", "until: Name a year from 1970", id="too late for a zone"),
         pytest.param("key=nightly", "key: Enter a valid UUID", id="a name for an id"),
         pytest.param("modell=tiny", "Nothing is known by the name of modell", id="a misspelt filter"),
         pytest.param("model=%00", "model: Null characters are not allowed", id="what no model is called"),

@@ -24,6 +24,7 @@ from keys.endpoints import DOORS
 from keys.models import ApiKey
 from keys.networks import network_in
 from tenants.access import Access, Reach
+from tenants.forms import told_in_every_zone
 from tenants.models import ServiceAccount
 
 ME, THE_TENANT, ACCOUNT = "me", "tenant", "service:"
@@ -123,6 +124,7 @@ class KeyForm(forms.Form):
         label=gettext_lazy("On the day"),
         required=False,
         widget=forms.DateInput({"type": "date"}),
+        validators=[told_in_every_zone],
         help_text=gettext_lazy("At its first moment. Only for “on a day”."),
     )
 
@@ -178,7 +180,8 @@ class KeyForm(forms.Form):
         if chosen and cleaned.get("which_models") == THESE and not cleaned.get("models"):
             self.add_error("models", _("Choose a model, or let the key call those of the tenant."))
         if cleaned.get("expires") == ON_A_DAY and not cleaned.get("expires_on"):
-            self.add_error("expires_on", _("Name the day."))
+            if "expires_on" not in self.errors:
+                self.add_error("expires_on", _("Name the day."))
         elif "expires" in self.changed_data and (ends := self._end()) is not None and ends <= now():
             self.add_error("expires_on", _("This day has begun already."))
         return cleaned
