@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from io import StringIO
 from typing import Any
@@ -25,7 +25,7 @@ MEASURES = {"requests": REQUESTS, "cost_micro_usd": USD, "gpu_ms": Measure("ms")
 
 
 def drawn(
-    selection: Selection, whole: Breakdown, order: str, names: dict[str, Promise], zone: ZoneInfo
+    selection: Selection, whole: Breakdown, order: str, names: Mapping[str, Promise], zone: ZoneInfo
 ) -> list[Chart]:
     """The chart of ``whole``, told apart by its first part only: the figure it is sorted by, else tokens.
 

@@ -8,9 +8,9 @@ from typing import Any, Concatenate
 
 from django.contrib.auth.decorators import login_required
 from django.db.models import Q
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.shortcuts import redirect, render
-from django.urls import path
+from django.urls import path, reverse
 from django.views.decorators.http import require_http_methods
 
 from audit.walls import across, within
@@ -57,7 +57,8 @@ def form_on(page: str, *parts: str) -> Callable[[View], View]:
         def taken(request: HttpRequest, slug: str, **given: Any) -> HttpResponseBase:
             if request.method == "POST":
                 return view(request, slug=slug, **given)
-            return redirect(page, slug=slug, **{part: given[part] for part in parts})
+            shared = {part: given[part] for part in parts}
+            return HttpResponseRedirect(reverse(page, kwargs={"slug": slug} | shared))
 
         return taken
 
