@@ -597,7 +597,7 @@ def test_what_the_key_may_call_is_shown_before_it_is_there(acme: Tenant, owner: 
     for answer in (by_button, by_script):
         text = " ".join(unescape(re.sub(r"<[^>]+>", " ", answer.content.decode())).split())
         assert answer.status_code == 200
-        assert "From 192.0.2.0/24" in text
+        assert "From where 192.0.2.0/24" in text
         assert "/v1/embeddings" in text
         assert "the whole tenant: 500 tokens a month" in text
         assert "First refused by key-tokens-month" in text
