@@ -21,12 +21,12 @@ from django.conf import settings
 from django.db import connection
 from django.db.models import Case, F, Max, QuerySet, Sum, When
 
-from budgets.exports.columns import DANGEROUS
 from budgets.models import ClosedMonth, LedgerEntry, Statement
 from budgets.open_months import following
 from budgets.pricing import usd_in_full
 from budgets.statement_pdf import pdf_of
 from budgets.usage import FIGURES, SUMS, Selection, totals
+from tenants.spreadsheets import harmless
 
 Line = dict[str, Any]
 
@@ -36,7 +36,6 @@ NUMBERING = 0x544F4C4D01
 RATES = ("input_price", "cached_price", "output_price", "gpu_price")
 TEXTS = ("part", "closed_month", "key_id", "key", "model", "request_id", "reason", "actor")
 HEAD = ("statement", "revision", "tenant", "month", *TEXTS, *FIGURES, "cost_usd")
-FORMULAS = tuple(map(chr, DANGEROUS))
 
 
 def selection_of(closing: ClosedMonth) -> Selection:
@@ -130,11 +129,6 @@ def csv_of(statement: Statement) -> bytes:
             [*of_all, *texts, *(line[figure] for figure in FIGURES), usd_in_full(line["cost_micro_usd"])]
         )
     return written.getvalue().encode()
-
-
-def harmless(text: str) -> str:
-    """A text that no spreadsheet takes for a formula, guarded as in exports."""
-    return f"'{text}" if text.startswith(FORMULAS) else text
 
 
 def _summed(entries: QuerySet[LedgerEntry], part: str) -> Iterable[Line]:

@@ -16,6 +16,7 @@ from django.utils.translation import gettext as _
 from budgets.pricing import usd_in_full
 from budgets.usage import PARTS, Breakdown, Selection, breakdown
 from tenants.charts import REQUESTS, TOKENS, USD, Chart, Measure, Point, Series, days, hours
+from tenants.spreadsheets import harmless
 
 # As many bars as can be told apart; of times as many as a quarter has days, or four days hours.
 MOST_BARS = 100
@@ -60,7 +61,8 @@ def drawn(
 def as_csv(whole: Breakdown) -> str:
     """The rows for programs: RFC 4180, each part with its id, then the figures; cost in US dollars.
 
-    ``parts`` is 1, and of the last row, if rows were left out, how many it stands for.
+    No name is taken for a formula by a spreadsheet. ``parts`` is 1, and of the last row, if rows
+    were left out, how many it stands for.
     """
     columns = [column for part in whole.by for column in PARTS[part]]
     figures = [name for name in whole.total if name != "cost_micro_usd"]
@@ -71,7 +73,7 @@ def as_csv(whole: Breakdown) -> str:
     if whole.left_out:
         rows.append((whole.rest, whole.left_out))
     for row, parts in rows:
-        named = [row.get(column, "") for column in columns]
+        named = [harmless(str(row.get(column) or "")) for column in columns]
         cost = usd_in_full(row["cost_micro_usd"])
         table.writerow([*named, *(row[name] for name in figures), cost, parts])
     return text.getvalue()

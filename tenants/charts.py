@@ -27,6 +27,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from tenants.figures import grouped
+from tenants.spreadsheets import harmless
 
 # On a light ground, for a file; on a page the stylesheet has others for each ground.
 COLOURS = ("#0b5f58", "#b45309", "#1d4ed8", "#a21caf", "#4d7c0f", "#57534e")
@@ -384,7 +385,10 @@ class Chart:
         for place, point in enumerate(self.points):
             values = [one.values[place] for one in self.series]
             table.writerow(
-                [point.value, *("" if value is None else self.measure.plainly(value) for value in values)]
+                [
+                    harmless(point.value),
+                    *("" if value is None else self.measure.plainly(value) for value in values),
+                ]
             )
         return text.getvalue()
 

@@ -207,6 +207,15 @@ def test_the_file_for_programs_has_the_same_figures_and_nothing_for_no_data() ->
     ]
 
 
+def test_no_name_in_the_file_for_programs_is_a_formula_of_a_spreadsheet() -> None:
+    points = [charts.Point(name, name, name) for name in ("=rest()", "nightly", "'told")]
+    series = [charts.Series("requests", "Requests", [1, 2, 3])]
+
+    file = charts.Chart("usage", "Requests by key", points, series, charts.REQUESTS).as_csv()
+
+    assert [row[0] for row in csv.reader(StringIO(file, newline=""))][1:] == ["'=rest()", "nightly", "''told"]
+
+
 @pytest.mark.django_db
 def test_a_page_shows_the_chart_with_its_table_and_its_files() -> None:
     acme = services.create_tenant(slug="acme", name="ACME", actor="test", time_zone="Europe/Berlin")

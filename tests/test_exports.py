@@ -27,12 +27,12 @@ from openpyxl.utils.escape import unescape
 from budgets import usage
 from budgets.archives import ENTRIES
 from budgets.exports import PROFILES, Order, Writing, as_text, estimate, sha256_of, totals_of, workbooks
-from budgets.exports.columns import DANGEROUS
 from budgets.exports.jobs import fitting
 from budgets.models import ArchivedMonth, LedgerEntry
 from budgets.usage import FIGURES, Selection
 from tenants.models import Tenant
 from tenants.services import create_tenant
+from tenants.spreadsheets import DANGEROUS
 from tests.exporting import KEY, OCTOBER, an_entry, an_order, rows_of, written
 
 pytestmark = pytest.mark.django_db(transaction=True)

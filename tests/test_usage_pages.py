@@ -176,7 +176,7 @@ def test_chart_table_and_files_tell_the_same_figures(
     total = breakdown(Selection(acme.pk), ()).total
     told = [re.sub(r"[^\d ]", "", row).split() for row in rows_of(page)]
     assert 'data-chart="usage"' in page.content.decode()
-    assert [(row["key"], row["parts"]) for row in file] == [("report", "1"), ("=rest()", "1"), ("", "2")]
+    assert [(row["key"], row["parts"]) for row in file] == [("report", "1"), ("'=rest()", "1"), ("", "2")]
     assert [row["input_tokens"] in line for row, line in zip(file, told, strict=False)] == [True] * 3
     for figure in ("requests", "input_tokens", "output_tokens", "gpu_ms"):
         assert sum(int(row[figure]) for row in file) == total[figure]

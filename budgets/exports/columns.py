@@ -9,12 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tenants.spreadsheets import DANGEROUS
+
 Kind = Literal["text", "integer", "fixed", "day", "instant", "id", "boolean"]
 
-# Characters with which spreadsheets begin a formula, or which they skip before one: tab, line feed, vertical
-# tab, form feed, carriage return, space, + - = @ and their full-width forms. The apostrophe is among them so
-# that what was put in front can be told from what was there.
-DANGEROUS = (9, 10, 11, 12, 13, 32, 39, 43, 45, 61, 64, 0xFF0B, 0xFF0D, 0xFF1D, 0xFF20)
 _LIST = ", ".join(map(str, DANGEROUS))
 
 
@@ -61,7 +59,7 @@ class Column:
 
 
 def guarded(value: str) -> str:
-    """An apostrophe before text that a spreadsheet might take for a formula; one taken off gives the text."""
+    """``harmless``, as the database does it."""
     return f"CASE WHEN ascii({value}) IN ({_LIST}) THEN '''' || {value} ELSE {value} END"
 
 
