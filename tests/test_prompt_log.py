@@ -618,6 +618,17 @@ def test_what_cannot_be_read_is_the_same_for_the_command_whatever_the_reason() -
 
 
 @pytest.mark.django_db
+def test_a_terminal_obeys_nothing_of_what_was_kept() -> None:
+    acme = create_tenant(slug="acme", name="ACME", actor="test")
+    request_id = a_row(acme.pk, prompt="one\n\x1b]0;owned\a", answer="\x1b[2Jall is well")
+    prompts.set_prompt_rules(tenant=acme, actor="test", readers=["operator"])
+
+    call_command("read_prompt", str(request_id), "--reason=a test", stdout=(shown := StringIO()))
+
+    assert shown.getvalue() == "one\n\\x1b]0;owned\\x07\n\n\\x1b[2Jall is well\n"
+
+
+@pytest.mark.django_db
 def test_the_admin_lists_without_content_and_shows_it_for_a_reason_only() -> None:
     acme, other = (create_tenant(slug=slug, name=slug, actor="test") for slug in ("acme", "other"))
     prompts.set_prompt_rules(tenant=acme, readers=["operator"], actor="test")

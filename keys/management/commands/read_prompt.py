@@ -9,6 +9,7 @@ from audit.recording import person_at_the_shell
 from audit.sealing import Unreadable
 from keys import prompts
 from tenants.commands import told_plainly
+from tenants.names import for_terminal
 
 
 class Command(BaseCommand):
@@ -48,4 +49,4 @@ class Command(BaseCommand):
             }
             self.stdout.write(json.dumps(described))
             return
-        self.stdout.write(f"{reading.prompt}\n\n{reading.answer}")
+        self.stdout.write(for_terminal(f"{reading.prompt}\n\n{reading.answer}"))
