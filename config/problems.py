@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
-    """The answer for an exception of a view; None for a fault of ours, which Django tells.
+    """The answer for an exception of a view; None for a fault of ours (``config.broken``).
 
     ``errors`` has what is wrong with each field. When a store cannot be asked
     the answer is 503: nobody knows, which is neither yes nor no.
@@ -57,11 +57,15 @@ def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
 @csrf_exempt
 def nothing_there(request: HttpRequest) -> JsonResponse:
     """A path under ``/manage/`` that is none: a program is not told in a page for people."""
-    answer = _response(404, "There is nothing at this address. Every address ends with a slash.")
-    return JsonResponse(answer.data, status=404, content_type=PROBLEM)
+    told = described(404, "There is nothing at this address. Every address ends with a slash.")
+    return JsonResponse(told, status=404, content_type=PROBLEM)
+
+
+def described(status: int, detail: str, **more: Any) -> dict[str, Any]:
+    """The body of a problem; without ``detail`` what the status says."""
+    title = HTTPStatus(status).phrase
+    return {"type": "about:blank", "title": title, "status": status, "detail": detail or title, **more}
 
 
 def _response(status: int, detail: str, **more: Any) -> Response:
-    title = HTTPStatus(status).phrase
-    described = {"type": "about:blank", "title": title, "status": status, "detail": detail or title, **more}
-    return Response(described, status=status, content_type=PROBLEM)
+    return Response(described(status, detail, **more), status=status, content_type=PROBLEM)

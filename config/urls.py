@@ -21,6 +21,9 @@ admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-a
 admin.site.unregister([EmailAddress, Authenticator, SocialAccount, SocialApp, SocialToken, UserSession])
 
 
+handler500 = "config.broken.broken"
+
+
 def _in_one_transaction(patterns: list[URLPattern | URLResolver]) -> None:
     """Commit what a page changes together with the audit event of it."""
     for entry in patterns:

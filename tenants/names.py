@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.utils.translation import gettext_lazy as _
+
+if TYPE_CHECKING:
+    Text = models.CharField[str, str]
+else:  # the parameters are in the stubs only
+    Text = models.CharField
 
 # A terminal obeys control characters; the others begin a line, or turn around what stands beside them.
 _CATEGORIES = {"Cc", "Zl", "Zp"}
@@ -32,7 +37,7 @@ def for_terminal(text: str) -> str:
     )
 
 
-class NameField(models.CharField):
+class NameField(Text):
     """A name; to the database, and so to migrations, text like any other."""
 
     default_validators = [refuse_acting]

@@ -29,6 +29,7 @@ from budgets.pricing import usd_in_full
 from budgets.statement_pdf import pdf_of, seconds
 from budgets.usage import FIGURES, Selection, totals
 from tenants.models import Tenant
+from tenants.spreadsheets import harmless
 from tests.accounts import PRICE_ID, a_tenant, ago, on, quiet_counters, used
 from tests.people import a_browser, a_person
 from tests.test_closed_months import in_a_thread
@@ -258,7 +259,7 @@ def test_names_in_any_script_are_told(acme: Tenant, name: str, on_paper: str) ->
 
     paper = "".join("".join(pages(statement)).split())
     assert paper.count("".join((on_paper or "-").split())) >= 2
-    assert rows(statement)[0]["key"] == (statements.harmless(name) or "'-")
+    assert rows(statement)[0]["key"] == (harmless(name) or "'-")
 
 
 @given(
@@ -362,7 +363,7 @@ def test_paper_and_portal_tell_the_same_share_of_estimates(
     ],
 )
 def test_no_text_is_a_formula(text: str, safe: str) -> None:
-    assert statements.harmless(text) == safe
+    assert harmless(text) == safe
 
 
 @pytest.mark.parametrize(
