@@ -76,6 +76,10 @@ def selected_by(options: dict[str, Any]) -> Selected:
         until=moment(options["until"], zone) if options["until"] else None,
         **{name: options[name] for name in TEXTS},
     )
+    for first, end in (("from_day", "before_day"), ("since", "until")):
+        begins, ends = getattr(selection, first), getattr(selection, end)
+        if begins is not None and ends is not None and ends <= begins:
+            raise CommandError(f"The range is empty: {options[end]} is not after {options[first]}.")
     return Selected(tenant, selection)
 
 

@@ -133,6 +133,8 @@ def test_a_limited_table_ends_with_the_rest_and_the_whole(acme: Tenant) -> None:
         pytest.param(["--tenant", "acme", "--since", "soon"], id="no moment"),
         pytest.param(["--tenant", "acme", "--team", "Nobody"], id="no such team"),
         pytest.param(["--all", "--key", "nosuchkey000"], id="a key of whom"),
+        pytest.param(["--all", "--from", "2027-01-31", "--before", "2027-01-31"], id="no day in between"),
+        pytest.param(["--all", "--since", "2027-01-31", "--until", "2027-01-30"], id="the wrong way around"),
     ],
 )
 def test_the_commands_say_what_is_wrong(acme: Tenant, command: str, arguments: list[str]) -> None:
