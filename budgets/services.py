@@ -490,11 +490,11 @@ def change_recipient(*, recipient: Recipient, actor: str, happenings: list[str],
 
 
 @transaction.atomic
-def new_webhook_secret(*, recipient: Recipient, actor: str) -> str:
+def new_webhook_secret(*, recipient: Recipient, actor: str, reason: str = "") -> str:
     """Give a webhook another secret, from the next delivery on, and return it: it is shown this once."""
     recipient.salt = new_salt()
     recipient.save()
-    _record_recipient(recipient, "secret_changed", actor)
+    _record_recipient(recipient, "secret_changed", actor, reason=reason)
     return webhooks.secret_of(recipient)
 
 

@@ -490,9 +490,13 @@ def test_an_operator_adds_a_webhook_sees_its_secret_once_and_tries_it_out(http: 
         "/admin/budgets/recipient/", {"action": "try_out", "_selected_action": str(recipient.pk)}, follow=True
     )
     assert "delivered" in tried.text
-    changed = browser.post(
-        "/admin/budgets/recipient/", {"action": "new_secret", "_selected_action": str(recipient.pk)}
-    )
+    wish = {"action": "new_secret", "_selected_action": str(recipient.pk)}
+    asked = browser.post("/admin/budgets/recipient/", wish)
+    assert "signed with the new secret alone" in asked.text
+    assert Recipient.objects.get().salt == recipient.salt
+    changed = browser.post("/admin/budgets/recipient/", wish | {"reason": "it leaked"})
+    assert AuditEvent.objects.get(action="recipient.secret_changed").reason == "it leaked"
+    assert Recipient.objects.get().salt != recipient.salt
     assert webhooks.secret_of(Recipient.objects.get()) in changed.text
     shown = browser.get("/admin/budgets/delivery/")
     assert shown.status_code == browser.get("/admin/budgets/notice/").status_code == 200

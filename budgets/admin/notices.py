@@ -11,7 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
-from audit.admin import ReadOnlyAdmin, ServiceAdmin
+from audit.admin import ReadOnlyAdmin, ServiceAdmin, ask_reason
 from budgets import deliveries, notices, services, webhooks
 from budgets.models import (
     Delivery,
@@ -104,7 +104,19 @@ class RecipientAdmin(ServiceAdmin):
         if recipient is None or len(recipients) > 1 or recipient.kind != Recipient.Kind.WEBHOOK:
             self.message_user(request, "Select one webhook.", messages.ERROR)
             return None
-        secret = services.new_webhook_secret(recipient=recipient, actor=str(request.user))
+        reason = request.POST.get("reason", "").strip()
+        if not reason:
+            return ask_reason(
+                self,
+                request,
+                recipients,
+                action="new_secret",
+                title="Give this webhook another secret",
+                effect="From the next delivery on, repeats included, it is signed with the new secret alone. "
+                "A receiver that knows the old one refuses it until it is told the new one, which the next "
+                "page shows once.",
+            )
+        secret = services.new_webhook_secret(recipient=recipient, actor=str(request.user), reason=reason)
         return self._show_secret(request, recipient, secret)
 
 
