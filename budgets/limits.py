@@ -19,7 +19,7 @@ from budgets import kill_switches, periods
 from budgets.counters import NONE, NUMBERS_OF_KINDS, Counter, Kind, packed
 from budgets.exceptions import CountersUnavailable
 from budgets.kill_switches import Switch
-from budgets.models import LARGEST, Budget, LimitRaise, OutageCredit, Price, RateLimit
+from budgets.models import LARGEST, Budget, LimitRaise, OutageCredit, Price, RateLimit, Scope
 from budgets.pricing import PinnedPrice
 from budgets.schedules import schedules_of
 from budgets.single_flight import SingleFlight
@@ -325,12 +325,21 @@ def as_if(limits: Limits, rows: Iterable[Budget | RateLimit], gone: Collection[U
 
 def _of_rate_limit(row: RateLimit) -> Limit:
     kind = kind_of(row)
-    name = f"{row.scope}-concurrent-requests" if kind == "leases" else f"{row.scope}-{row.unit}-minute"
+    counted = "concurrent-requests" if kind == "leases" else f"{row.unit}-minute"
     return Limit(
-        kind=kind, id=row.id.hex, name=name, scope=row.scope, unit=row.unit, limit=row.limit,
-        hard=not row.shadow, window=row.length, model=row.model, upstream=row.upstream,
+        kind=kind, id=row.id.hex, name=f"{_scope_name(row)}-{counted}", scope=row.scope, unit=row.unit,
+        limit=row.limit, hard=not row.shadow, window=row.length, model=row.model, upstream=row.upstream,
         raises=raises_of(row),
     )  # fmt: skip
+
+
+def _scope_name(row: Budget | RateLimit) -> str:
+    """The scope, and whose it is where a call can meet two of the same scope."""
+    if row.scope in (Scope.MODEL, Scope.UPSTREAM) and row.tenant_id is not None:
+        return f"tenant-{row.scope}"
+    if row.scope == Scope.RUN and row.key_id is not None:
+        return "key-run"
+    return row.scope
 
 
 def kind_of(row: RateLimit) -> Kind:
@@ -340,7 +349,7 @@ def kind_of(row: RateLimit) -> Kind:
 
 def _of_budget(row: Budget, schedule: periods.Schedule) -> Limit:
     return Limit(
-        kind="budget", id=row.id.hex, name=f"{row.scope}-{row.unit}-{row.length}".replace("_", "-"),
+        kind="budget", id=row.id.hex, name=f"{_scope_name(row)}-{row.unit}-{row.length}".replace("_", "-"),
         scope=row.scope, unit=row.unit, limit=row.limit, hard=not row.shadow, window=row.period,
         model=row.model, upstream=row.upstream, schedule=schedule,
         raises=raises_of(row),

@@ -119,7 +119,7 @@ def test_a_caller_is_limited_by_all_that_stands_above_and_nothing_else(acme: Ten
         "team-tokens-day",
         "tenant-tokens-day",
         "tenant-tokens-minute",
-        "upstream-tokens-day",
+        "tenant-upstream-tokens-day",
     ]
     assert (
         names(asyncio.run(limits()), model="mistral:latest", upstream="third").count("model-tokens-day") == 1
