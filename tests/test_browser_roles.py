@@ -27,7 +27,7 @@ LEADING_TO_DEEDS = {"New key", "Ask for more", "Change", "Remove", "Leave"}
 
 EVERYBODYS = ["ACME", "Keys", "Usage", "Limits", "Refusals", "Models", "Playground"]
 MANAGE_KEYS = {"New key", "Revoke the chosen keys…", "Disable them…", "Enable them…"}
-MANAGE_TEAM = {"Invite", "Create", "Change", "Remove"}
+MANAGE_TEAM = {"Invite", "Create", "Change", "Remove", "Save"}
 MENU_OF_ADMIN = ["Dashboard", *(name for _, pages in GROUPS for _, name, _ in pages)]
 NOT_ALLOWED, NOT_FOUND = "Not allowed", "Not found"
 
