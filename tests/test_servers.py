@@ -55,9 +55,10 @@ def run(
     temporary.mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name not in NAMES}
     environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
+    # The tables are none of these tests' business; migrations take longer than all else here.
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT, "-p",
-         "no:cacheprovider", *arguments, probe],
+         "no:cacheprovider", "--no-migrations", *arguments, probe],
         cwd=ROOT, env={**environment, "PROBE": str(told), "TMPDIR": str(temporary), **variables},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

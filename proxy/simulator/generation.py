@@ -207,14 +207,13 @@ async def generate(
     if fault.old_status or fault.error_after == 0:
         raise Refused(500, STREAM_ERROR)
     plan = _plan(wish, fault, settings, prompt)
-    delay = settings.piece_delay if fault.slow_ms is None else fault.slow_ms / 1000
-
     sent = 0
     fails = fault is not NO_FAULT
     if fails:
         await _fail_if_due(fault, sent)
     for piece in _pieces(plan, fault):
-        if sent and delay:
+        # Looked up each time: whoever sets it lets running answers go faster or slower, too.
+        if sent and (delay := settings.piece_delay if fault.slow_ms is None else fault.slow_ms / 1000):
             await asyncio.sleep(delay)
         record.output_tokens += 1 if not piece.calls else tokens_of(json.dumps(list(piece.calls)))
         yield piece
