@@ -13,7 +13,7 @@ from keys.policies import OPTIONS
 from keys.scopes import SCOPES
 from tenants.ids import new_id
 from tenants.models import Member, ServiceAccount, Tenant
-from tenants.names import NameField
+from tenants.names import name_field
 
 # The largest whole number that Redis' scripts count exactly.
 LARGEST = 2**53 - 1
@@ -53,7 +53,7 @@ class ApiKey(models.Model):
         ServiceAccount, on_delete=models.PROTECT, related_name="keys", null=True, blank=True,
         help_text="The program that calls with it, such as nightly-build; not together with a member.",
     )  # fmt: skip
-    label = NameField(max_length=80, help_text="What the key is for, such as nightly-report.")
+    label = name_field(max_length=80, help_text="What the key is for, such as nightly-report.")
     # With a default in the database, because the release before this one writes keys too.
     kind = models.CharField(
         max_length=10, choices=Kind.choices, default=Kind.SECRET, db_default=Kind.SECRET, editable=False
@@ -489,7 +489,7 @@ class ManagementKey(models.Model):
     """
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
-    label = NameField(max_length=80, help_text="What the key is for, such as terraform.")
+    label = name_field(max_length=80, help_text="What the key is for, such as terraform.")
     scopes = ArrayField(
         models.TextField(), validators=[validate_scopes], help_text="What may be done with it: budgets:read."
     )

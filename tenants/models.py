@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from audit.walls import Walled
 from tenants.ids import new_id
-from tenants.names import NameField
+from tenants.names import name_field
 
 SLUG = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?\Z"
 
@@ -76,7 +76,7 @@ class Tenant(models.Model):
         validators=[RegexValidator(SLUG, "Small letters, digits and hyphens in between only.")],
         help_text="Short name in addresses and reports: small letters, digits, hyphens, such as acme-lab.",
     )
-    name = NameField(max_length=200, help_text="As people write it, such as ACME Laboratories.")
+    name = name_field(max_length=200, help_text="As people write it, such as ACME Laboratories.")
     state = models.CharField(
         max_length=10,
         choices=State.choices,
@@ -185,7 +185,7 @@ class Team(models.Model):
     tenant = models.ForeignKey(
         Tenant, on_delete=models.PROTECT, related_name="teams", help_text="Whose team it is, such as acme."
     )
-    name = NameField(max_length=80, help_text="Such as Research.")
+    name = name_field(max_length=80, help_text="Such as Research.")
 
     objects = Walled()
 
@@ -283,7 +283,7 @@ class ServiceAccount(models.Model):
         Team, on_delete=models.PROTECT, related_name="service_accounts", null=True, blank=True,
         help_text="One of the tenant's, such as Research, whose budget it shares. Empty: none.",
     )  # fmt: skip
-    name = NameField(max_length=80, help_text="What it is, such as nightly-build.")
+    name = name_field(max_length=80, help_text="What it is, such as nightly-build.")
     created_at = models.DateTimeField(default=now, editable=False)
     closed_at = models.DateTimeField(null=True, blank=True, editable=False)
 

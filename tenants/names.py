@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.utils.translation import gettext_lazy as _
-
-if TYPE_CHECKING:
-    Text = models.CharField[str, str]
-else:  # the parameters are in the stubs only
-    Text = models.CharField
 
 # A terminal obeys control characters; the others begin a line, or turn around what stands beside them.
 _CATEGORIES = {"Cc", "Zl", "Zp"}
@@ -37,11 +31,9 @@ def for_terminal(text: str) -> str:
     )
 
 
-class NameField(Text):
-    """A name; to the database, and so to migrations, text like any other."""
-
-    default_validators = [refuse_acting]
-
-    def deconstruct(self) -> tuple[str, str, list[Any], dict[str, Any]]:
-        name, _path, arguments, options = super().deconstruct()
-        return name, "django.db.models.CharField", list(arguments), dict(options)
+def name_field(*, max_length: int, help_text: str) -> models.CharField[str, str]:
+    """A column for a name. To the database, and so to migrations, it is text like any other."""
+    field = models.CharField(max_length=max_length, help_text=help_text)
+    # As Django does with the longest length: what is given to the constructor is part of migrations.
+    field.validators.append(refuse_acting)
+    return field
