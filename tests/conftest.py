@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import hypothesis
 import pytest
+from django.conf import settings
 from django.test import Client, TransactionTestCase, override_settings
 
 from budgets import ledger
@@ -24,6 +25,7 @@ from budgets.models import CounterEpoch, LedgerEntry
 from budgets.rebuild import ensure_epoch
 from keys.models import ApiKey
 from keys.services import issue_key
+from proxy.catalog import published_at
 from proxy.models import Upstream
 from proxy.services import save_upstream
 from proxy.simulator.server import SimulatorThread
@@ -111,9 +113,11 @@ def furnish(ollama: SimulatorThread) -> None:
 
     The mark of the counters stays all the time, and so does the time of the last
     call: a gateway that saw them gone would take that for a loss, and send again
-    what it booked for the test before.
+    what it booked for the test before. The models of the upstream stay, because a
+    gateway goes on knowing them while a page, which asks Redis, would find none.
     """
     epoch, latest = redis_now().get(EPOCH), redis_now().get(CLOCK)
+    models = redis_now().get(published_at("sim"))
     emptying = redis_now().pipeline(transaction=True)
     emptying.flushdb()
     if epoch is not None:
@@ -121,6 +125,8 @@ def furnish(ollama: SimulatorThread) -> None:
         CounterEpoch.objects.create(epoch=epoch.decode())
         emptying.set(EPOCH, epoch)
         emptying.set(CLOCK, latest or 0)
+    if models is not None:
+        emptying.set(published_at("sim"), models, px=int(settings.CATALOG_MAX_AGE_SECONDS * 1000))
     emptying.execute()
     ensure_epoch()
     save_upstream(upstream=Upstream(name="sim", base_url=ollama.url), actor="test")

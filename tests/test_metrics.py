@@ -265,7 +265,7 @@ def test_every_answer_is_counted_once_with_its_route_class_and_code(
 def test_the_lines_have_these_labels_and_no_others_whatever_clients_send(
     house: House, watched: Gateway, lab: Tenant
 ) -> None:
-    key, secret = issue_key(tenant=lab, label=f'{CANARY}"}} 1\nevil{{tenant="x', actor="test")
+    key, secret = issue_key(tenant=lab, label=f'{CANARY}"}} 1 evil{{tenant="x', actor="test")
     caller = Caller(key, secret, house.ada.http)
     authorization = {"Authorization": f"Bearer {secret}"}
     eventually(lambda: listed(watched, caller))
