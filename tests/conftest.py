@@ -167,8 +167,18 @@ class House:
 
     def __enter__(self) -> House:
         self.ada = self.caller()
+        answer = httpx.Response(0)
+
+        def knows_models() -> bool:
+            nonlocal answer
+            answer = self.ada.http.get("/v1/models")
+            return answer.status_code == 200
+
         # The gateway looks for models when the house is new to it.
-        eventually(lambda: self.ada.http.get("/v1/models").status_code == 200)
+        try:
+            eventually(knows_models)
+        except AssertionError as why:
+            raise AssertionError(f"{why}: {answer.text}\n{self.gateway.log()}") from why
         return self
 
     def __exit__(self, *exc: object) -> None:
