@@ -111,12 +111,12 @@ def acme() -> Tenant:
 def furnish(ollama: SimulatorThread) -> None:
     """Empty Redis, and put in what every house has: counters that may be believed, an upstream.
 
-    The mark of the counters stays all the time, and so does the time of the last
-    call: a gateway that saw them gone would take that for a loss, and send again
-    what it booked for the test before. The models of the upstream stay, because a
+    The mark of the counters stays all the time, and the time of the last call is
+    none before this: a gateway that saw either gone would take that for a loss, and
+    send again what it booked for the test before. The models of the upstream stay, because a
     gateway goes on knowing them while a page, which asks Redis, would find none.
     """
-    epoch, latest = redis_now().get(EPOCH), redis_now().get(CLOCK)
+    epoch = redis_now().get(EPOCH)
     models = redis_now().get(published_at("sim"))
     emptying = redis_now().pipeline(transaction=True)
     emptying.flushdb()
@@ -124,7 +124,8 @@ def furnish(ollama: SimulatorThread) -> None:
         assert isinstance(epoch, bytes)
         CounterEpoch.objects.create(epoch=epoch.decode())
         emptying.set(EPOCH, epoch)
-        emptying.set(CLOCK, latest or 0)
+        seconds, microseconds = redis_now().time()
+        emptying.set(CLOCK, seconds * 1000 + microseconds // 1000)
     if models is not None:
         emptying.set(published_at("sim"), models, px=int(settings.CATALOG_MAX_AGE_SECONDS * 1000))
     emptying.execute()
