@@ -147,7 +147,8 @@ def _models_of(key: ApiKey) -> tuple[str, list[str]]:
     """Which models a key may call, as the form asks for it, and the list if there is one."""
     if key.allow_all_models:
         return EVERY, []
-    if key.allow_all_models is None if key.tenant.allow_all_models else key.models is None:
+    chosen = key.allow_all_models if key.tenant.allow_all_models else key.models
+    if chosen is None:
         return OF_TENANT, []
     return THESE, (key.models if key.models is not None else key.tenant.models) or []
 
