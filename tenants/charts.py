@@ -328,7 +328,8 @@ class Chart:
         shown = min(MOST_TICKS, count)
         places = sorted({round(number * (count - 1) / max(shown - 1, 1)) for number in range(shown)})
         width = 100 / max(count, 1)
-        anchors = {0: "start", count - 1: "end"} if count > 1 else {}
+        # Where each point has a text there is room for it; at the edges of many it would leave the drawing.
+        anchors = {0: "start", count - 1: "end"} if count > MOST_TICKS else {}
         return [
             Tick(
                 _number({"start": 0, "end": 100}.get(anchors.get(place, ""), (place + 0.5) * width)),

@@ -311,9 +311,16 @@ def test_texts_under_the_axis_are_few_and_stay_within_the_drawing() -> None:
         ("03-01", "start"), ("03-11", "middle"), ("03-21", "middle"), ("03-31", "end"),
     ]  # fmt: skip
     assert (chart.ticks[0].place, chart.ticks[-1].place) == ("0", "100")
-    assert [
-        tick.anchor for tick in replace(chart, points=month[:1], series=[Series("s", "S", [1])]).ticks
-    ] == ["middle"]
+
+
+@pytest.mark.parametrize(
+    ("count", "places"), [(1, ["50"]), (2, ["25", "75"]), (4, ["12.5", "37.5", "62.5", "87.5"])]
+)
+def test_the_texts_of_few_bars_stand_under_their_bars(count: int, places: list[str]) -> None:
+    days = charts.days([date(2026, 3, 1) + timedelta(days=day) for day in range(count)])
+    chart = Chart("tokens", "Tokens", days, [Series("s", "S", [1] * count)], TOKENS)
+
+    assert [(tick.place, tick.anchor) for tick in chart.ticks] == [(place, "middle") for place in places]
 
 
 def test_a_name_from_outside_cannot_draw_anything() -> None:
