@@ -55,6 +55,19 @@ SCHEMES = ("light", "dark")
 # What axe calls grave enough to keep somebody out.
 GRAVE = ("serious", "critical")
 
+# The admin asks for the system's scheme once, when it loads; later it is a matter of its own switch.
+SWITCH_ADMIN = """scheme => {
+    const root = document.documentElement;
+    if (root.matches("[x-data^='theme(']")) Alpine.$data(root).switchTheme(scheme);
+}"""
+# A font that comes after three seconds shows the names of icons until then, a colour that fades in
+# is none of the two that were chosen.
+SETTLED = """async () => {
+    await document.fonts.ready;
+    const ending = document.getAnimations().filter(one => one.effect.getComputedTiming().endTime < Infinity);
+    await Promise.allSettled(ending.map(one => one.finished));
+}"""
+
 
 @contextmanager
 def a_chromium(program: str) -> Iterator[Chromium]:
@@ -220,11 +233,9 @@ def enter(page: Page, user: User) -> None:
 def check_page(page: Page) -> None:
     """The page keeps nobody out: axe finds nothing grave, light or dark, and a narrow screen is enough."""
     before = page.viewport_size
-    for scheme in SCHEMES:
-        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # a literal of the two
+    for scheme in _schemes(page):
         findings = _findings(page)
         assert not findings, "\n".join([f"{page.url} in {scheme}:", *findings])
-    page.emulate_media(color_scheme="null")
     wide = sticking_out(page)
     assert not wide, "\n".join([f"{page.url} is wider than the screen:", *wide])
     page.set_viewport_size(before)  # type: ignore[arg-type]  # the other type of the same two numbers
@@ -243,6 +254,18 @@ def sticking_out(page: Page) -> list[str]:
         }"""
     )
     return found
+
+
+def _schemes(page: Page) -> Iterator[str]:
+    """The names of the schemes, the page being in each meanwhile; afterwards it follows the system again."""
+    page.wait_for_load_state()
+    for scheme in SCHEMES:
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # a literal of the two
+        page.evaluate(SWITCH_ADMIN, scheme)
+        page.evaluate(SETTLED)
+        yield scheme
+    page.emulate_media(color_scheme="null")
+    page.evaluate(SWITCH_ADMIN, "auto")
 
 
 def _findings(page: Page) -> list[str]:
@@ -264,8 +287,6 @@ def shoot(page: Page, name: str) -> None:
     SCREENS.mkdir(parents=True, exist_ok=True)
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": HEIGHT})
-        for scheme in SCHEMES:
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # a literal of the two
+        for scheme in _schemes(page):
             page.screenshot(path=SCREENS / f"{name}-{width}-{scheme}.png", full_page=True)
-    page.emulate_media(color_scheme="null")
     page.set_viewport_size(before)  # type: ignore[arg-type]  # the other type of the same two numbers

@@ -8,7 +8,7 @@ from django.urls import reverse
 from playwright.sync_api import Page
 
 from tenants.models import User
-from tests.browser import HEIGHT, SCHEMES, SCREENS, WIDTHS, Browser, check_page, enter
+from tests.browser import check_page, enter, shoot
 from tests.browser_thread import expect
 from tests.conftest import House
 from tests.test_admin_lists import address_of, furnished, models_shown, objects_shown
@@ -24,17 +24,6 @@ def olga(house: House, page: Page) -> User:
     user = User.objects.create_superuser("olga", "olga@example.org")
     enter(page, user)
     return user
-
-
-def keep(page: Page, name: str, scheme: str) -> None:
-    """Keep the page as a picture of each width, for people to look at."""
-    before = page.viewport_size
-    assert before is not None
-    SCREENS.mkdir(parents=True, exist_ok=True)
-    for width in WIDTHS:
-        page.set_viewport_size({"width": width, "height": HEIGHT})
-        page.screenshot(path=SCREENS / f"{name}-{width}-{scheme}.png", full_page=True)
-    page.set_viewport_size(before)
 
 
 def test_no_page_of_the_admin_has_a_fault_or_breaks_its_policy(
@@ -70,13 +59,9 @@ def _may_be_added(model: type) -> bool:
         "/admin/proxy/upstream/",
     ],
 )
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_page_keeps_nobody_out(furnished: House, browser: Browser, address: str, scheme: str) -> None:
-    # The theme follows what the browser wants when a page is opened.
-    page = browser.open(furnished.gateway.url, color_scheme=scheme)
-    enter(page, User.objects.create_superuser("olga"))
+def test_a_page_keeps_nobody_out(furnished: House, page: Page, olga: User, address: str) -> None:
     page.goto(address)
-    keep(page, address.strip("/").replace("/", "-"), scheme)
+    shoot(page, address.strip("/").replace("/", "-"))
 
     check_page(page)
 
@@ -85,7 +70,7 @@ def test_the_details_of_a_call_keep_nobody_out(furnished: House, page: Page, olg
     page.goto("/admin/audit/requestevent/")
     page.get_by_role("link", name="20").first.click()
     expect(page.get_by_text("Where the time went")).to_be_visible()
-    keep(page, "admin-request", "light")
+    shoot(page, "admin-request")
 
     check_page(page)
 
