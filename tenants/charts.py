@@ -9,6 +9,7 @@ two series apart is a pattern or a dash besides the colour.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -47,6 +48,10 @@ HEIGHT_OF_PLOT = 180
 TOP = 24
 HEIGHT_OF_TICKS = 26
 HEIGHT_OF_NAME = 20
+
+# Per cent of the width, as much as a letter takes of a narrow drawing.
+WIDTH_OF_LETTER = 2.4
+LEAST_MARGIN = 12
 
 Text = str | Promise
 
@@ -261,6 +266,17 @@ class Chart:
     @property
     def height(self) -> int:
         return TOP + HEIGHT_OF_PLOT + HEIGHT_OF_TICKS + HEIGHT_OF_NAME * len(self.series)
+
+    @cached_property
+    def margin(self) -> int:
+        """Per cent of the width that the texts of the grid take, left of the plot."""
+        longest = max(len(line.text) for line in self.grid)
+        return max(LEAST_MARGIN, math.ceil(WIDTH_OF_LETTER * longest))
+
+    @property
+    def width_of_plot(self) -> int:
+        """Per cent of the width."""
+        return 100 - self.margin
 
     @property
     def top(self) -> int:

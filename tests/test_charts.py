@@ -175,6 +175,19 @@ def test_the_grid_has_round_lines_up_to_above_the_highest(highest: int, grid: li
 
 
 @pytest.mark.parametrize(
+    ("highest", "longest", "margin"), [(80, "80", 12), (80_000, "0.08", 12), (80, "0.00008", 17)]
+)
+def test_long_texts_of_the_grid_have_room_beside_the_plot(highest: int, longest: str, margin: int) -> None:
+    measure = TOKENS if longest == "80" else USD
+    chart = a_chart([highest, None, None, None], measure=measure)
+
+    plot = next(one for one in drawn(chart).findall(f"{SVG}svg") if one.findall(f"{SVG}g"))
+
+    assert longest in [line.text for line in chart.grid]
+    assert (plot.attrib["x"], plot.attrib["width"]) == (f"{margin}%", f"{100 - margin}%")
+
+
+@pytest.mark.parametrize(
     ("measure", "value", "exactly", "plainly", "briefly"),
     [
         (REQUESTS, 1_234_567, "1,234,567", "1234567", "1.234567M"),
