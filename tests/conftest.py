@@ -23,6 +23,7 @@ from budgets import ledger
 from budgets.counters import CLOCK, EPOCH
 from budgets.models import CounterEpoch, LedgerEntry
 from budgets.rebuild import ensure_epoch
+from config.embedded import Valkey
 from keys.models import ApiKey
 from keys.services import issue_key
 from proxy.catalog import published_at
@@ -87,6 +88,14 @@ def ollama(ollama_server: SimulatorThread) -> SimulatorThread:
     """The simulated Ollama as new: nothing scripted, nothing received."""
     ollama_server.reset()
     return ollama_server
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """A server of its own for what others may not meet: the usual one serves all processes of the run."""
+    directory = tmp_path_factory.mktemp("valkey")
+    with Valkey(directory / "data", log=directory / "log", durable=False) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
+from django.conf import settings
 from django.test import override_settings
 
 from budgets import epochs, ledger, limits
@@ -51,6 +52,14 @@ def mistake_the_time(monkeypatch: pytest.MonkeyPatch, ahead_ms: float) -> None:
     monkeypatch.setattr(asking, "TOLERANCE_MS", 10**12)
     monkeypatch.setattr(clock, "TOLERANCE_MS", 10**12)
     monkeypatch.setattr(clock.clock, "_ahead_ms", clock.clock._ahead_ms + ahead_ms)
+
+
+@contextmanager
+def with_redis_at(url: str) -> Iterator[None]:
+    """Count in the Redis there; gateways that run already stay with theirs."""
+    caches = {"default": {**settings.CACHES["default"], "LOCATION": url}}
+    with override_settings(REDIS_URL=url, CACHES=caches):
+        yield
 
 
 @contextmanager

@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from django.conf import settings
-from django.test import override_settings
 from playwright.sync_api import Locator, Page
 
 from config.embedded import Valkey
@@ -16,6 +14,7 @@ from tenants.models import User
 from tests.browser import Browser, enter
 from tests.browser_thread import expect
 from tests.conftest import House, furnish
+from tests.counting import with_redis_at
 from tests.fault_proxy import FaultProxy, line_to
 from tests.gateway import Gateway
 from tests.people import a_person
@@ -60,18 +59,15 @@ def test_a_lost_socket_is_told_of_and_the_page_is_live_again_by_itself(house, br
 
 @pytest.fixture
 def line_to_redis(
-    transactional_db: None, ollama: SimulatorThread, tmp_path_factory: pytest.TempPathFactory
+    transactional_db: None, ollama: SimulatorThread, valkey: Valkey
 ) -> Iterator[tuple[FaultProxy, House]]:
     """A gateway with a Redis of its own, and the line between them."""
-    directory = tmp_path_factory.mktemp("valkey")
-    with Valkey(directory / "data", log=directory / "log", durable=False) as valkey:
-        caches = {"default": {**settings.CACHES["default"], "LOCATION": valkey.url}}
-        with override_settings(REDIS_URL=valkey.url, CACHES=caches), line_to(valkey.url) as (line, url):
-            furnish(ollama)
-            with Gateway(REDIS_URL=url, REDIS_TIMEOUT_SECONDS="0.25") as gateway:
-                with House(gateway, ollama).opened() as house:
-                    yield line, house
-                line.take_again()
+    with with_redis_at(valkey.url), line_to(valkey.url) as (line, url):
+        furnish(ollama)
+        with Gateway(REDIS_URL=url, REDIS_TIMEOUT_SECONDS="0.25") as gateway:
+            with House(gateway, ollama).opened() as house:
+                yield line, house
+            line.take_again()
 
 
 def test_while_redis_is_away_the_page_says_that_its_figures_are_old(

@@ -36,6 +36,7 @@ from budgets.pricing import PinnedPrice
 from budgets.reservations import Reservation, release, reserve, settle
 from budgets.settlements import Moments
 from budgets.sweeping import _sweep
+from config.embedded import Valkey
 from keys.verification import Caller
 from tenants.clock import clock
 from tests.counting import (
@@ -56,6 +57,7 @@ from tests.counting import (
     records_counted,
     redis,
     some_usage,
+    with_redis_at,
 )
 
 TWO_MICRO_A_TOKEN = PinnedPrice(uuid4().hex, 2_000_000, 1_000_000, 2_000_000)
@@ -568,13 +570,17 @@ def test_amounts_up_to_the_largest_are_counted_exactly() -> None:
     assert figures(budget) == (largest - 1, 0)
 
 
-def test_scripts_are_sent_again_to_a_redis_that_forgot_them() -> None:
-    caller = ada(a_budget(1000))
-    redis().script_flush()
+def test_scripts_are_sent_again_to_a_redis_that_forgot_them(valkey: Valkey) -> None:
+    with with_redis_at(valkey.url):
+        empty_redis()
+        caller = ada(a_budget(1000))
+        reservation = admit(caller)
+        redis().script_flush()
+        end(reservation)
+        redis().script_flush()
+        end(admit(caller))
 
-    end(admit(caller))
-
-    assert records_counted() == 1
+        assert records_counted() == 2
 
 
 def test_every_script_says_at_its_head_what_it_takes_answers_and_does_twice() -> None:

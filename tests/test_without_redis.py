@@ -9,8 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-from django.conf import settings
-from django.test import override_settings
 from redis.exceptions import ResponseError
 
 from budgets import ledger, spool
@@ -23,7 +21,7 @@ from proxy.calls import ROUTES
 from proxy.simulator.server import SimulatorThread
 from tenants.redis import redis_now
 from tests.conftest import Caller, House, eventually, furnish
-from tests.counting import put_back, redis, take_backup
+from tests.counting import put_back, redis, take_backup, with_redis_at
 from tests.fault_proxy import FaultProxy, line_to
 from tests.gateway import Gateway
 
@@ -40,14 +38,6 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/messages": {"model": "tiny:1b", "max_tokens": 9, "messages": [TEXT]},
 }
 LISTINGS = ("/api/tags", "/api/ps", "/v1/models")
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    """A server of our own: what is done to it here nobody else may meet."""
-    directory = tmp_path_factory.mktemp("valkey")
-    with Valkey(directory / "data", log=directory / "log", durable=False) as server:
-        yield server
 
 
 class Fragile:
@@ -75,8 +65,7 @@ class Fragile:
 
 @pytest.fixture
 def fragile(transactional_db: None, ollama: SimulatorThread, valkey: Valkey) -> Iterator[Fragile]:
-    caches = {"default": {**settings.CACHES["default"], "LOCATION": valkey.url}}
-    with override_settings(REDIS_URL=valkey.url, CACHES=caches):
+    with with_redis_at(valkey.url):
         furnish(ollama)
         with (
             line_to(valkey.url) as (line, url),
