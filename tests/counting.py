@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
@@ -14,6 +15,8 @@ import pytest
 from django.conf import settings
 from django.test import override_settings
 
+from benchmarks.counting import Relay, RespRequests
+from benchmarks.run import through
 from budgets import epochs, ledger, limits
 from budgets.charges import Usage
 from budgets.counters import EPOCH, GENERATIONS, HOLDS, SETTLED, TALLIES, USAGE, Counter
@@ -67,6 +70,22 @@ def without_redis() -> Iterator[None]:
     """Nobody listens where this process looks for Redis; other processes still have theirs."""
     with override_settings(CACHES=NOWHERE):
         yield
+
+
+@contextmanager
+def relayed() -> Iterator[dict[str, Relay]]:
+    """Lead the path of requests through a relay, for ``counted``.
+
+    What Redis counts itself is of all who use the server: other workers of the tests too.
+    """
+    real = urlsplit(settings.REDIS_URL)
+    assert real.hostname is not None
+    assert real.port is not None
+    with (
+        Relay(real.hostname, real.port, RespRequests) as relay,
+        override_settings(REDIS_URL=through(settings.REDIS_URL, relay.port)),
+    ):
+        yield {"redis": relay}
 
 
 def drain_and_die(monkeypatch: pytest.MonkeyPatch) -> None:

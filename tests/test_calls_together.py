@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from benchmarks.counting import Count, counted
 from budgets.exceptions import CountersUnavailable, LimitReached, StaleCaller
 from budgets.limits import Limit
 from budgets.reservations import Reservation, release, reserve, settle
@@ -29,6 +30,7 @@ from tests.counting import (
     records,
     records_counted,
     redis,
+    relayed,
     some_usage,
 )
 
@@ -60,24 +62,23 @@ def ending(reservation: Reservation, output_tokens: int = 20) -> Coroutine[Any, 
     return settle(reservation, some_usage(5, output_tokens), "completed", Moments(), 200)
 
 
-def scripts_run() -> int:
-    told = redis().info("commandstats")
-    return sum(int(told.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ("eval", "evalsha"))
+def scripts_in(count: Count) -> int:
+    return sum(often for name, often in count.requests.items() if name.startswith("EVAL"))
 
 
 def test_one_script_serves_all_that_come_at_one_moment() -> None:
     caller = ada(a_budget(10**6), a_rate(1000), concurrency(1000))
     # So that Redis knows both scripts.
     one_by_one(ending(one_by_one(reserve(caller, a_demand()))[0]))
-    before = scripts_run()
 
-    reservations = together(*(reserve(caller, a_demand()) for _ in range(2 * MOST_PARTS)))
-    reserving = scripts_run() - before
-    together(*map(ending, reservations))
-    both = scripts_run() - before
+    with relayed() as relays:
+        with counted(relays) as reserving:
+            reservations = together(*(reserve(caller, a_demand()) for _ in range(2 * MOST_PARTS)))
+        with counted(relays) as settling:
+            together(*map(ending, reservations))
 
-    assert reserving == 2
-    assert both == 4
+    assert scripts_in(reserving["redis"]) == 2
+    assert scripts_in(settling["redis"]) == 2
     assert records_counted() == len(records()) == 2 * MOST_PARTS + 1
     assert open_holds() == []
 
