@@ -98,6 +98,10 @@ class Gateway:
         self.process.send_signal(number)
 
     def log(self) -> str:
-        """What it has written to standard error so far."""
-        self._log.seek(0)
-        return self._log.read()
+        """What it has written to standard error so far.
+
+        Read without moving: its processes write where the same file stands, so what they said while we
+        read from the beginning would go over what is there.
+        """
+        log = self._log.fileno()
+        return os.pread(log, os.fstat(log).st_size, 0).decode(errors="replace")
