@@ -10,7 +10,6 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 from allauth.mfa.models import Authenticator
-from allauth.mfa.totp.internal.auth import format_hotp_value, hotp_value, yield_hotp_counters_from_time
 from django.contrib.auth.hashers import make_password
 from django.core.cache import cache
 from django.core.management import CommandError, call_command
@@ -19,6 +18,7 @@ from audit.models import AuditEvent
 from config.second_factor import WHY
 from tenants.models import Tenant, User
 from tenants.services import add_member, create_tenant, create_user
+from tests.browser import totp_code
 from tests.gateway import Gateway
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -79,18 +79,12 @@ def sign_in(browser: httpx.Client, login: str, password: str = PASSWORD) -> http
     return send(browser, "/account/login/", login=login, password=password)
 
 
-def code_of(secret: str) -> str:
-    """What an authenticator shows for a secret now."""
-    counter = next(iter(yield_hotp_counters_from_time()))
-    return format_hotp_value(hotp_value(secret, counter))
-
-
 def set_up_totp(browser: httpx.Client) -> tuple[str, str]:
     """Set an authenticator up; returns its secret, and the page that follows."""
     # Each look at the page is another secret.
     page = browser.get("/account/2fa/totp/activate/")
     secret, token = in_form(page.text, "[A-Z2-7]{32}"), in_form(page.text, r"\w{64}")
-    answer = browser.post(str(page.url), data={"csrfmiddlewaretoken": token, "code": code_of(secret)})
+    answer = browser.post(str(page.url), data={"csrfmiddlewaretoken": token, "code": totp_code(secret)})
     assert answer.status_code == 200, answer.text
     return secret, answer.text
 
@@ -169,7 +163,7 @@ def test_with_a_second_factor_the_password_alone_opens_nothing(strict, root):
         assert "Incorrect code" in send(browser, "/account/2fa/authenticate/", code="000000").text
         # The code that set it up is used; the next one is another.
         Authenticator.objects.filter(type="totp").update(last_used_at=None)
-        answer = send(browser, "/account/2fa/authenticate/", code=code_of(secret))
+        answer = send(browser, "/account/2fa/authenticate/", code=totp_code(secret))
         assert signed_in(browser)
 
 
