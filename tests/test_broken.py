@@ -87,7 +87,7 @@ def test_programs_get_problem_details(fault: str, status: int) -> None:
 def test_without_postgres_the_portal_says_so_and_comes_back(house: House) -> None:
     with line_to(database_url()) as (line, url), Gateway(DATABASE_URL=url) as gateway:
         signing_in = f"{gateway.url}/account/login/"
-        eventually(lambda: httpx.get(signing_in, trust_env=False).status_code == 200)
+        eventually(lambda: shown(signing_in).status_code == 200)
         # A session that is looked up, as that of whoever has signed in.
         cookies = {"sessionid": "a" * 32}
         line.refuse()
@@ -97,9 +97,13 @@ def test_without_postgres_the_portal_says_so_and_comes_back(house: House) -> Non
 
         assert "not available at the moment" in away.text
         assert away.headers["retry-after"]
-        eventually(lambda: httpx.get(f"{gateway.url}/portal/", cookies=cookies, trust_env=False).is_redirect)
+        eventually(lambda: shown(f"{gateway.url}/portal/", cookies).is_redirect)
+
+
+def shown(address: str, cookies: dict[str, str] | None = None) -> httpx.Response:
+    return httpx.get(address, cookies=cookies, trust_env=False, timeout=30)
 
 
 def shown_away(address: str, cookies: dict[str, str]) -> httpx.Response | None:
-    answer = httpx.get(address, cookies=cookies, trust_env=False, timeout=30)
+    answer = shown(address, cookies)
     return answer if answer.status_code == 503 else None

@@ -150,7 +150,7 @@ def test_credit_is_booked_once_and_marked_and_then_lent_again(settings: Any) -> 
         await settle(reservation, some_usage(input_tokens=70, output_tokens=60), "completed", Moments(), 200)
         owed = len(credit._loans)
         line.take_again()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while credit._loans:  # noqa: ASYNC110, what is waited for is another task
                 await asyncio.sleep(0.01)
         assert owed == 1

@@ -161,7 +161,7 @@ def watching_redis() -> Iterator[set[str]]:
     try:
         with redis.pubsub() as events:
             events.psubscribe(f"{channel}*")
-            assert events.get_message(timeout=5)["type"] == "psubscribe"
+            assert events.get_message(timeout=30)["type"] == "psubscribe"
             yield touched
             redis.set("the-end-of-the-test", 1, ex=1)
             for event in events.listen():

@@ -40,7 +40,7 @@ def valkey(place: Path) -> Valkey:
     return Valkey(place / "valkey", log=place / "valkey.log", durable=False)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -151,7 +151,7 @@ def test_a_server_left_over_from_a_crash_is_stopped_by_the_next_start(place: Pat
     with postgres(place) as database, valkey(place) as counters:
         for server in left:
             assert server.process is not None
-            assert server.process.wait(20) is not None
+            assert server.process.wait(60) is not None
         with psycopg.connect(database.url) as connection, redis.Redis.from_url(counters.url) as client:
             assert connection.execute("SELECT 1").fetchone() == (1,)
             assert client.ping() is True

@@ -302,7 +302,7 @@ def test_the_first_use_of_the_new_secret_ends_the_old_one_soon(house: House, kno
     used = caller.http.request(method, knocks, json=body, headers={"Authorization": f"Bearer {new}"})
 
     assert used.status_code == 200
-    eventually(lambda: caller.chat().status_code == 401, seconds=5)
+    eventually(lambda: caller.chat().status_code == 401)
     assert with_secret(house, caller, new).status_code == 200
     [event] = AuditEvent.objects.filter(action="key.secrets_retired")
     assert (event.actor, event.details["public_ids"]) == ("gateway", [caller.secret[3:15]])
@@ -337,7 +337,7 @@ def test_when_and_where_each_secret_was_last_used_is_noted(house: House):
     caller.chat()
     with_secret(house, caller, new)
 
-    eventually(lambda: SecretUse.objects.filter(secret__key=caller.key).count() == 2, seconds=10)
+    eventually(lambda: SecretUse.objects.filter(secret__key=caller.key).count() == 2)
     use = SecretUse.objects.get(secret=caller.secret[3:15])
     assert (use.model, use.address_block) == ("tiny:1b", "127.0.0.0/24")
     assert now() - use.used_at < timedelta(minutes=1)
@@ -350,7 +350,7 @@ def test_noting_a_use_changes_no_generation(house: House):
     before = dict(Generation.objects.values_list("subject", "number"))
 
     caller.chat()
-    eventually(lambda: SecretUse.objects.filter(secret__key=caller.key).exists(), seconds=10)
+    eventually(lambda: SecretUse.objects.filter(secret__key=caller.key).exists())
 
     assert dict(Generation.objects.values_list("subject", "number")) == before
 

@@ -37,7 +37,7 @@ def ollama():
 
 @pytest.fixture
 def http(ollama):
-    with httpx.Client(base_url=ollama.url, timeout=20) as client:
+    with httpx.Client(base_url=ollama.url, timeout=30) as client:
         yield client
 
 
@@ -51,7 +51,7 @@ def request(path: str, body: dict[str, Any]) -> bytes:
 def packets(ollama: SimulatorThread, path: str, body: dict[str, Any]) -> tuple[list[bytes], str]:
     """What each read of a raw socket got, and how the connection ended: end, closed or reset."""
     received: list[bytes] = []
-    with socket.create_connection((ollama.host, ollama.port), 10) as connection:
+    with socket.create_connection((ollama.host, ollama.port), 30) as connection:
         connection.sendall(request(path, body))
         try:
             while data := connection.recv(1 << 20):
@@ -341,7 +341,7 @@ def test_an_endless_stream_ignores_the_limit_until_the_client_leaves(ollama, htt
     ],
 )
 def test_a_client_that_leaves_in_silence_is_noticed_at_once(ollama, body):
-    with socket.create_connection((ollama.host, ollama.port), 5) as connection:
+    with socket.create_connection((ollama.host, ollama.port), 30) as connection:
         connection.sendall(request("/api/chat", body))
         until(lambda: bool(ollama.calls) and ollama.calls[0].prompt_tokens > 0)
     left = time.time()
@@ -352,7 +352,7 @@ def test_a_client_that_leaves_in_silence_is_noticed_at_once(ollama, body):
 
 
 def test_a_client_that_stops_at_the_last_object_has_not_aborted(ollama):
-    with socket.create_connection((ollama.host, ollama.port), 5) as connection:
+    with socket.create_connection((ollama.host, ollama.port), 30) as connection:
         connection.sendall(request("/api/chat", {"model": "fault-linger-60000", "messages": HELLO}))
         received = b""
         while b'"done":true' not in received:
@@ -369,7 +369,7 @@ def test_every_usual_fault_ends_and_is_recorded(ollama, words):
         ollama, "/api/chat", {"model": f"fault-{words}", "messages": HELLO, "options": {"num_predict": 8}}
     )
 
-    until(lambda: ollama.calls[0].state != "active", 10)
+    until(lambda: ollama.calls[0].state != "active")
     assert ollama.calls[0].fault == words
     assert ollama.calls[0].state in ("finished", "broken")
 
@@ -477,7 +477,7 @@ def test_settings_set_the_pace_and_the_length(http):
 
 
 def test_a_connection_serves_requests_one_after_another(ollama):
-    with socket.create_connection((ollama.host, ollama.port), 5) as connection:
+    with socket.create_connection((ollama.host, ollama.port), 30) as connection:
         connection.sendall(b"GET /api/version HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2)
         received = b""
         while received.count(b'"version"') < 2:
@@ -490,7 +490,7 @@ def test_a_chunked_body_and_expect_are_read(ollama):
     body = json.dumps({"model": "tiny:1b", "prompt": "x", "stream": False}).encode()
     head = b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\n"
     head += b"Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with socket.create_connection((ollama.host, ollama.port), 5) as connection:
+    with socket.create_connection((ollama.host, ollama.port), 30) as connection:
         connection.sendall(head)
         assert connection.recv(100).startswith(b"HTTP/1.1 100")
         connection.sendall(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
@@ -498,14 +498,14 @@ def test_a_chunked_body_and_expect_are_read(ollama):
 
 
 def test_what_is_not_http_is_refused(ollama):
-    with socket.create_connection((ollama.host, ollama.port), 5) as connection:
+    with socket.create_connection((ollama.host, ollama.port), 30) as connection:
         connection.sendall(b"hello\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 400")
 
 
 def test_stopping_breaks_what_is_open():
     with SimulatorThread() as ollama:
-        connection = socket.create_connection((ollama.host, ollama.port), 5)
+        connection = socket.create_connection((ollama.host, ollama.port), 30)
         connection.sendall(request("/api/chat", {"model": "fault-first-60000", "messages": HELLO}))
         until(lambda: bool(ollama.calls))
 
@@ -536,17 +536,17 @@ def test_the_command_prints_its_address_and_ends_on_sigterm():
     try:
         line = running.stdout.readline()
         url = line.removeprefix("Simulated Ollama at ").strip()
-        listed = httpx.get(f"{url}/api/tags").json()["models"]
+        listed = httpx.get(f"{url}/api/tags", timeout=30).json()["models"]
         second = subprocess.run(
             [*command, url.rpartition(":")[2]],
             env=environment,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
             check=False,
         )
         running.send_signal(signal.SIGTERM)
-        rest, _ = running.communicate(timeout=10)
+        rest, _ = running.communicate(timeout=30)
     finally:
         running.kill()
         running.wait()

@@ -189,7 +189,8 @@ def test_without_a_named_tenant_or_with_one_that_is_closed_it_is_the_401_of_alwa
     suspend_tenant(tenant=asleep, actor="test", reason="unpaid")
 
     def answer(**headers: str) -> tuple[int, bytes, dict[str, str]]:
-        return without_ids(httpx.post(house.gateway.url + path, json=CHAT, headers=headers, trust_env=False))
+        asked = house.gateway.url + path
+        return without_ids(httpx.post(asked, json=CHAT, headers=headers, trust_env=False, timeout=30))
 
     usual = answer()
     others = [
@@ -602,7 +603,9 @@ def test_several_headers_are_one_list(house):
     assert Browser(house, HERE).chat().status_code == 200
     headers = [("X-Tollgate-Tenant", "acme"), ("X-Forwarded-For", "198.51.100.1"), ("X-Forwarded-For", HERE)]
 
-    answer = httpx.post(house.gateway.url + "/api/chat", json=CHAT, headers=headers, trust_env=False)
+    answer = httpx.post(
+        house.gateway.url + "/api/chat", json=CHAT, headers=headers, trust_env=False, timeout=30
+    )
 
     assert answer.status_code == 403
 
@@ -659,6 +662,7 @@ def test_nothing_is_held_when_a_visitor_leaves(house):
         json={**CHAT, "stream": True},
         headers={"X-Tollgate-Tenant": "acme"},
         trust_env=False,
+        timeout=30,
     ) as answer:
         next(answer.iter_raw())
 

@@ -106,7 +106,7 @@ def test_past_the_backlog_nothing_is_admitted_and_running_streams_end_well(
         eventually(lambda: chat(gateway, house.ada, model="nobody").status_code == 403)
         headers = {"Authorization": f"Bearer {house.ada.secret}"}
         with (
-            httpx.Client(base_url=gateway.url, headers=headers, trust_env=False) as client,
+            httpx.Client(base_url=gateway.url, headers=headers, trust_env=False, timeout=30) as client,
             client.stream("POST", "/api/chat", json=CHAT) as stream,
         ):
             lines = stream.iter_lines()
