@@ -256,7 +256,7 @@ def test_a_call_tells_its_questions_its_time_and_its_booking(house: House) -> No
     browser = a_browser(User.objects.create_superuser("olga"))
 
     admitted = browser.get(address_of(RequestEvent, "change", entry.request_id)).content.decode()
-    refusal = eventually(lambda: ledger.drain() or RequestEvent.objects.exclude(refusal="").first())
+    refusal = first_refusal()
     refused = browser.get(address_of(RequestEvent, "change", refusal.pk)).content.decode()
 
     assert "Is there room in every limit?" in admitted
@@ -270,7 +270,7 @@ def test_a_call_tells_its_questions_its_time_and_its_booking(house: House) -> No
 def test_operators_read_the_same_questions_as_the_people_of_the_tenant(house: House) -> None:
     budget = set_budget(scope="key", key=house.ada.key, unit="tokens", period="day", limit=1000, actor="test")
     assert house.ada.chat("x" * 2000).status_code == 429
-    refusal = eventually(lambda: ledger.drain() or RequestEvent.objects.exclude(refusal="").first())
+    refusal = first_refusal()
     explained = explain_refusal(refusal.pk)
 
     page = opened(refusal)
@@ -289,7 +289,7 @@ def test_operators_read_who_stopped_a_call_and_why(house: House) -> None:
         scope="tenant", tenant=house.acme, reason="card 17 burns", message="Back at noon.", actor="otto"
     )
     eventually(lambda: house.ada.chat().status_code == 403)
-    refusal = eventually(lambda: ledger.drain() or RequestEvent.objects.exclude(refusal="").first())
+    refusal = first_refusal()
 
     page = opened(refusal)
 
@@ -328,6 +328,17 @@ def test_the_last_question_is_put_to_calls_that_were_let_through(ended: dict[str
 
     assert [one.answer for one in found.questions] == [Answer.YES] * (len(Asked) - 1) + [last]
     assert found.told
+
+
+def first_refusal() -> RequestEvent:
+    """The first call that was refused, once it is written down."""
+
+    def found() -> RequestEvent | None:
+        ledger.drain()
+        return RequestEvent.objects.exclude(refusal="").order_by("at").first()
+
+    event: RequestEvent = eventually(found)
+    return event
 
 
 def opened(event: RequestEvent) -> str:

@@ -19,6 +19,7 @@ import orjson
 import pytest
 from django.db import DatabaseError
 from django.test import TransactionTestCase
+from django.utils.timezone import now
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -366,14 +367,25 @@ def at_kathmandu(*moment: int) -> datetime:
     return datetime(*moment, tzinfo=ZoneInfo("Asia/Kathmandu"))  # type: ignore[arg-type, misc]
 
 
+# A year in which none of the days is that of the test itself, nor in its month.
+YEAR = now().year + 2
+LAST_OF_FEBRUARY = date(YEAR, 3, 1) - timedelta(days=1)
+
+
 @pytest.mark.parametrize(
     ("ended", "day"),
     [
-        pytest.param(at_kathmandu(2026, 12, 31, 23, 59, 59, 999_000), date(2026, 12, 31), id="just before"),
-        pytest.param(at_kathmandu(2027, 1, 1), date(2027, 1, 1), id="at midnight, of month and year too"),
-        pytest.param(at_kathmandu(2027, 1, 1, 0, 0, 0, 1_000), date(2027, 1, 1), id="just after"),
-        pytest.param(at_kathmandu(2027, 2, 28, 23, 59, 59), date(2027, 2, 28), id="the last of February"),
-        pytest.param(at_kathmandu(2027, 3, 1, 5, 44), date(2027, 3, 1), id="the same night in UTC"),
+        pytest.param(
+            at_kathmandu(YEAR - 1, 12, 31, 23, 59, 59, 999_000), date(YEAR - 1, 12, 31), id="just before"
+        ),
+        pytest.param(at_kathmandu(YEAR, 1, 1), date(YEAR, 1, 1), id="at midnight, of month and year too"),
+        pytest.param(at_kathmandu(YEAR, 1, 1, 0, 0, 0, 1_000), date(YEAR, 1, 1), id="just after"),
+        pytest.param(
+            at_kathmandu(YEAR, 2, LAST_OF_FEBRUARY.day, 23, 59, 59),
+            LAST_OF_FEBRUARY,
+            id="the last of February",
+        ),
+        pytest.param(at_kathmandu(YEAR, 3, 1, 5, 44), date(YEAR, 3, 1), id="the same night in UTC"),
     ],
 )
 def test_a_stream_over_midnight_counts_whole_for_the_day_and_month_in_which_it_ended(
