@@ -351,6 +351,8 @@ def test_an_export_is_measured_in_a_process_of_its_own(
     assert figure.peak_bytes > 2**24
 
 
+# Each page is asked for several times over.
+@pytest.mark.timeout(600)
 def test_every_page_of_the_url_table_is_asked_for(transactional_db: None) -> None:
     empty_redis()
     furnishing.furnish(280, people=2)
