@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from django.conf import settings
@@ -39,6 +37,7 @@ from keys.services import issue_key, revoke_key
 from keys.verification import Caller, identify
 from tenants.services import create_tenant
 from tests.counting import (
+    NOWHERE,
     TEST_EPOCH,
     a_budget,
     a_demand,
@@ -57,6 +56,7 @@ from tests.counting import (
     some_usage,
     take_backup,
 )
+from tests.fault_proxy import line_to
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -78,64 +78,18 @@ def end(reservation: Reservation, **used: Any) -> None:
     asyncio.run(settle(reservation, some_usage(**used), "completed", Moments(), 200))
 
 
-class Between:
-    """A way to Redis that may lose things.
-
-    With ``hang`` nothing is ever answered; else the answer to the first script
-    is lost, after Redis has run it.
-    """
-
-    def __init__(self, *, hang: bool = False) -> None:
-        self._hang = hang
-        self._lost = False
-
-    def __enter__(self) -> str:
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=self._accept, daemon=True).start()
-        real = urlsplit(redis_address())
-        return redis_address().replace(f":{real.port}", f":{self._listening.getsockname()[1]}", 1)
-
-    def __exit__(self, *exc: object) -> None:
-        self._listening.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listening.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._carry, args=(client,), daemon=True).start()
-
-    def _carry(self, client: socket.socket) -> None:
-        real = urlsplit(redis_address())
-        with client, socket.create_connection((real.hostname, real.port)) as server:
-            while asked := client.recv(2**20):
-                if self._hang:
-                    continue
-                server.sendall(asked)
-                answer = server.recv(2**20)
-                if b"EVALSHA" in asked and not self._lost:
-                    self._lost = True
-                    continue
-                client.sendall(answer)
-
-
-def redis_address() -> str:
-    return str(settings.CACHES["default"]["LOCATION"])
-
-
 def nobody_listens() -> str:
     """The address of a Redis that is not there."""
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        return f"redis://127.0.0.1:{closed.getsockname()[1]}/0"
+    return NOWHERE["default"]["LOCATION"]
 
 
 @pytest.fixture
 def hanging(settings: Any) -> Iterator[Callable[[], None]]:
     """Make the path of a request meet a Redis that does not answer; blocking code has the real one."""
     settings.REDIS_TIMEOUT_SECONDS = 0.25
-    with Between(hang=True) as address:
-        yield lambda: setattr(settings, "REDIS_URL", address)
+    with line_to(settings.REDIS_URL) as (line, url):
+        line.freeze()
+        yield lambda: setattr(settings, "REDIS_URL", url)
 
 
 def spooled_files() -> list[Path]:
@@ -241,19 +195,19 @@ def test_a_reserve_whose_answer_was_lost_is_taken_back(settings: Any) -> None:
     caller = ada(budget, running)
     give_back = admit(caller)
     asyncio.run(release(give_back, "warming up", 200))
-    settings.REDIS_TIMEOUT_SECONDS = 0.25
 
     async def ask() -> None:
         demand = a_demand()
         with pytest.raises(CountersUnavailable):
             await reserve(caller, demand)
         assert open_holds() == [str(demand.request_id)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while open_holds():  # noqa: ASYNC110, what is waited for happens in Redis
                 await asyncio.sleep(0.01)
 
-    with Between() as address:
-        settings.REDIS_URL = address
+    with line_to(settings.REDIS_URL) as (line, url):
+        settings.REDIS_URL = url
+        line.lose_reply(b"EVALSHA")
         asyncio.run(ask())
 
     assert (figures(budget), figures(running)) == ((0, 0), (0, 0))
@@ -307,10 +261,10 @@ def test_a_heartbeat_makes_hold_and_leases_last() -> None:
     expire_hold(reservation.request_id)
     redis().zadd(lease, {str(reservation.request_id): 1})
 
+    now_ms = time.time() * 1000
     beat(reservation, output_tokens=42)
     beat(reservation, output_tokens=40)
 
-    now_ms = time.time() * 1000
     assert redis().zscore("{p0}:holds", str(reservation.request_id)) > now_ms + 25_000
     assert redis().zscore(lease, str(reservation.request_id)) > now_ms + 25_000
     hold = redis().hgetall(hold_key(reservation.request_id))
