@@ -227,6 +227,7 @@ def test_what_is_read_and_its_number_are_of_one_moment(acme, key):
     """The label is written to be the number, so a caller with another one mixes two moments."""
     public_id = KeySecret.objects.get().public_id
     stop = threading.Event()
+    seen = []
 
     def relabel():
         try:
@@ -242,14 +243,17 @@ def test_what_is_read_and_its_number_are_of_one_moment(acme, key):
     with ThreadPoolExecutor(1) as writer:
         writing = writer.submit(relabel)
         try:
-            seen = [caller for _ in range(60) if (caller := load(public_id))]
+            # However seldom the writer gets its turn, it has had some.
+            while len(seen) < 60 or len({caller.key for caller in seen}) < 3:
+                caller = load(public_id)
+                assert caller is not None
+                assert not writing.done()
+                seen.append(caller)
         finally:
             stop.set()
         writing.result()
 
-    assert len(seen) == 60
     assert {caller.key == str(caller.tenant_generation) for caller in seen} == {True}
-    assert len({caller.key for caller in seen}) > 1
 
 
 def test_a_change_without_redis_is_pending_and_repeated(settings, acme, key, caplog):
@@ -363,7 +367,7 @@ def wait_until(condition, seconds=30.0):
 
 
 def while_listening(work):
-    """Run ``work`` in a thread while ``listen`` runs in an event loop of its own."""
+    """Run ``work`` in a thread while ``listen`` runs in a loop of its own; then its connection is gone."""
 
     def and_close():
         try:
@@ -379,7 +383,10 @@ def while_listening(work):
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
 
-    return asyncio.run(both())
+    result = asyncio.run(both())
+    # PostgreSQL learns a little later that somebody has left, and shows them to the next test until then.
+    wait_until(lambda: not listeners())
+    return result
 
 
 def listeners():
@@ -399,8 +406,6 @@ def test_the_listener_puts_plain_sql_in_force(monkeypatch, acme, key):
         wait_until(lambda: generations.in_force(acme.pk))
 
     while_listening(change)
-
-    assert listeners() == []
 
 
 def test_the_listener_puts_everything_in_force_when_it_starts(acme):
@@ -480,4 +485,4 @@ def test_a_listener_that_is_cancelled_gives_its_connection_back():
 
     asyncio.run(listen_and_cancel())
 
-    wait_until(lambda: listeners() == [])
+    wait_until(lambda: not listeners())
