@@ -12,7 +12,7 @@ from keys.services import issue_key, revoke_key
 from proxy.models import ModelAlias, Upstream
 from proxy.services import remove_upstream, save_alias, save_upstream
 from tenants.services import create_tenant
-from tests.conftest import House, eventually
+from tests.conftest import PATIENCE_SECONDS, House, eventually
 
 BLOCKED = [
     ("POST", "/api/pull"), ("POST", "/api/push"), ("POST", "/api/create"), ("POST", "/api/copy"),
@@ -35,7 +35,7 @@ BLOCKED_V1 = [
 def raw(house: House, method: str, path: str) -> tuple[bytes, dict[bytes, bytes], bytes]:
     """Status line, headers and body of a request whose path nobody tidies up on the way."""
     host, port = house.gateway.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS) as connection:
         connection.sendall(
             f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {house.ada.secret}\r\n"
             f"Content-Length: 2\r\nConnection: close\r\n\r\n{{}}".encode()
@@ -68,7 +68,7 @@ def test_everything_else_gets_one_answer_per_dialect_and_reaches_nobody(house):
 
 
 def test_the_answer_to_a_blocked_route_does_not_depend_on_the_key(house):
-    with httpx.Client(base_url=house.gateway.url, trust_env=False) as nobody:
+    with httpx.Client(base_url=house.gateway.url, trust_env=False, timeout=PATIENCE_SECONDS) as nobody:
         anonymous, known = nobody.post("/api/pull"), house.ada.http.post("/api/pull")
 
     assert (anonymous.status_code, anonymous.content) == (known.status_code, known.content)
@@ -88,7 +88,7 @@ def test_nobody_without_a_good_key_gets_anywhere_and_all_look_alike(house):
     revoke_key(key=revoked_key, actor="test", reason="")
     wrong.append({"Authorization": f"Bearer {revoked}"})
 
-    with httpx.Client(base_url=house.gateway.url, trust_env=False) as nobody:
+    with httpx.Client(base_url=house.gateway.url, trust_env=False, timeout=PATIENCE_SECONDS) as nobody:
         answers = [nobody.post("/v1/chat/completions", headers=headers, content=b"{}") for headers in wrong]
 
     assert {answer.status_code for answer in answers} == {401}
@@ -106,7 +106,7 @@ def test_a_secret_in_the_address_is_refused(house):
 def test_two_authorization_headers_are_refused(house):
     headers = [("Authorization", f"Bearer {house.ada.secret}"), ("Authorization", "Bearer other")]
 
-    with httpx.Client(base_url=house.gateway.url, trust_env=False) as client:
+    with httpx.Client(base_url=house.gateway.url, trust_env=False, timeout=PATIENCE_SECONDS) as client:
         response = client.get("/api/tags", headers=headers)
 
     assert response.status_code in (400, 401)
@@ -184,7 +184,7 @@ def test_show_tells_nothing_of_the_operator_or_the_host(house):
 
 
 def test_our_own_version_and_the_greeting_need_no_key(house):
-    with httpx.Client(base_url=house.gateway.url, trust_env=False) as nobody:
+    with httpx.Client(base_url=house.gateway.url, trust_env=False, timeout=PATIENCE_SECONDS) as nobody:
         assert nobody.get("/api/version").json() == {"version": "0.1.0"}
         assert nobody.get("/").text == "Ollama is running"
         assert nobody.head("/").status_code == 200

@@ -26,7 +26,7 @@ from proxy.services import save_upstream
 from tenants.models import Tenant
 from tenants.redis import RedisError, redis_now
 from tenants.services import create_tenant
-from tests.conftest import Caller, House, eventually
+from tests.conftest import PATIENCE_SECONDS, Caller, House, eventually
 from tests.fault_proxy import FaultProxy, line_to
 from tests.gateway import Gateway, database_url
 from tests.test_hostile import address, request
@@ -93,7 +93,7 @@ class Scrape:
 
 
 def get(gateway: Gateway, path: str = "/metrics", **headers: str) -> httpx.Response:
-    return httpx.get(gateway.url + path, headers=headers, trust_env=False, timeout=30)
+    return httpx.get(gateway.url + path, headers=headers, trust_env=False, timeout=PATIENCE_SECONDS)
 
 
 def scrape(gateway: Gateway) -> Scrape:
@@ -132,7 +132,9 @@ def lab(house: House) -> Tenant:
 
 def chat(gateway: Gateway, caller: Caller, path: str = "/api/chat", **fields: Any) -> httpx.Response:
     headers = {"Authorization": f"Bearer {caller.secret}"}
-    return httpx.post(gateway.url + path, json=CHAT | fields, headers=headers, trust_env=False, timeout=30)
+    return httpx.post(
+        gateway.url + path, json=CHAT | fields, headers=headers, trust_env=False, timeout=PATIENCE_SECONDS
+    )
 
 
 def test_without_a_token_there_is_no_such_page(house: House) -> None:
@@ -155,9 +157,14 @@ def test_only_the_token_opens_it(house: House, watched: Gateway) -> None:
     for authorization in wrong:
         refused = get(watched, Authorization=authorization)
         assert (refused.status_code, refused.content) == (401, b""), authorization
-    assert httpx.post(f"{watched.url}/metrics", trust_env=False).status_code == 401
+    assert httpx.post(f"{watched.url}/metrics", trust_env=False, timeout=PATIENCE_SECONDS).status_code == 401
     with_token = {"Authorization": f"bearer {TOKEN}"}
-    assert httpx.post(f"{watched.url}/metrics", headers=with_token, trust_env=False).status_code == 405
+    assert (
+        httpx.post(
+            f"{watched.url}/metrics", headers=with_token, trust_env=False, timeout=PATIENCE_SECONDS
+        ).status_code
+        == 405
+    )
 
     assert get(watched, **with_token).status_code == 200
     # And it opens nothing else.
@@ -237,7 +244,11 @@ def test_every_answer_is_counted_once_with_its_route_class_and_code(
     assert get(watched, "/v1/models").status_code == 401
     assert get(watched, "/api/pull", **authorization).status_code == 403
     shown = httpx.post(
-        f"{watched.url}/api/show", json={"model": "nobody"}, headers=authorization, trust_env=False
+        f"{watched.url}/api/show",
+        json={"model": "nobody"},
+        headers=authorization,
+        trust_env=False,
+        timeout=PATIENCE_SECONDS,
     )
     assert shown.status_code == 403
 
@@ -277,11 +288,17 @@ def test_the_lines_have_these_labels_and_no_others_whatever_clients_send(
             "headers": authorization | {"X-Tollgate-Run": mark},
             "json": CHAT,
             "trust_env": False,
+            "timeout": PATIENCE_SECONDS,
         }
         assert httpx.post(f"{watched.url}/api/chat", **ways).status_code == 200
         assert chat(watched, caller, model=f'{mark}"}} 1\nevil{{a="').status_code == 400
         assert chat(watched, caller, model=mark).status_code == 403
-        assert httpx.request(mark, f"{watched.url}/api/chat", trust_env=False).status_code == 403
+        assert (
+            httpx.request(
+                mark, f"{watched.url}/api/chat", trust_env=False, timeout=PATIENCE_SECONDS
+            ).status_code
+            == 403
+        )
         evil = f"%22%7D%201%0Aevil%7Ba%3D%22{mark}"
         for path in (f"/api/{mark}", f"/v1/{evil}", f"/v1/{mark}/x", f"/v1/models/{mark}"):
             assert get(watched, path, Authorization=f"Bearer tg_{mark}").status_code in (401, 403)

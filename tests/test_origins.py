@@ -15,7 +15,7 @@ from django.test import Client
 
 from audit.models import AuditEvent
 from tenants.services import create_tenant, create_user
-from tests.conftest import House
+from tests.conftest import PATIENCE_SECONDS, House
 from tests.gateway import ROOT, environment
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -30,7 +30,12 @@ def signed_in(house: House, **headers: str) -> Iterator[httpx.Client]:
     session = {"sessionid": visitor.cookies["sessionid"].value}
     url = house.gateway.url
     with httpx.Client(
-        base_url=url, headers=headers, cookies=session, follow_redirects=True, trust_env=False
+        base_url=url,
+        headers=headers,
+        cookies=session,
+        follow_redirects=True,
+        trust_env=False,
+        timeout=PATIENCE_SECONDS,
     ) as browser:
         yield browser
 

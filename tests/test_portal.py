@@ -14,7 +14,7 @@ from tenants import services
 from tenants.access import Reach, access_to, tenants_of
 from tenants.models import Member, Tenant, User
 from tests.accounts import quiet_counters
-from tests.conftest import House
+from tests.conftest import PATIENCE_SECONDS, House
 from tests.crawling import Belongings, addresses
 from tests.people import EVERYBODY, MAY_EXPORT, OPERATORS, ROLES, UNKNOWN, Outline, a_browser, a_person
 
@@ -220,7 +220,7 @@ def test_other_pages_keep_their_own_headers(acme: Tenant) -> None:
 
 
 def test_the_gateway_serves_the_portal_with_its_stylesheet(house: House) -> None:
-    with httpx.Client(base_url=house.gateway.url, trust_env=False) as browser:
+    with httpx.Client(base_url=house.gateway.url, trust_env=False, timeout=PATIENCE_SECONDS) as browser:
         page = browser.get("/portal/", follow_redirects=True)
         answers = {
             link: browser.get(link) for link in Outline(page.text).links if link.startswith("/static/")

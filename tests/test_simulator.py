@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from proxy.simulator import SimulatorThread, listing, mutations, routing
+from tests.conftest import PATIENCE_SECONDS
 
 HELLO = [{"role": "user", "content": "Tell me about herons"}]
 WEATHER: dict[str, Any] = {
@@ -32,7 +33,7 @@ def ollama():
 
 @pytest.fixture
 def http(ollama):
-    with httpx.Client(base_url=ollama.url) as client:
+    with httpx.Client(base_url=ollama.url, timeout=PATIENCE_SECONDS) as client:
         yield client
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from proxy.simulator import SimulatorThread, faults, go_json, names
 from proxy.simulator.go_json import Either, ListOf, Pointer, Struct
+from tests.conftest import PATIENCE_SECONDS
 
 TINY = f"{names.DEFAULT_HOST}/library/tiny:latest"
 LONG_S = "\u017f"
@@ -286,7 +287,7 @@ def raw(ollama):
             **(headers or {}),
         }
         head = f"{method} {target} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n"
-        with socket.create_connection((ollama.host, ollama.port), 5) as connection:
+        with socket.create_connection((ollama.host, ollama.port), PATIENCE_SECONDS) as connection:
             connection.sendall(head.encode() + body)
             return Answer(b"".join(iter(lambda: connection.recv(65536), b"")))
 
