@@ -24,11 +24,12 @@ from tests.conftest import Caller, House, eventually
 from tests.counting import a_budget, redis
 
 HEADER = "X-Tollgate-Run"
+BODY: dict[str, Any] = {"model": "tiny:1b", "messages": [{"role": "user", "content": "hello there"}]}
 
 
 def ask(caller: Caller, run: str | None, **fields: Any) -> httpx.Response:
-    body = {"model": "tiny:1b", "messages": [{"role": "user", "content": "hello there"}], **fields}
-    return caller.http.post("/api/chat", json=body, headers={} if run is None else {HEADER: run})
+    headers = {} if run is None else {HEADER: run}
+    return caller.http.post("/api/chat", json=BODY | fields, headers=headers)
 
 
 def of_runs(house: House, limit: int | None, unit: str = "requests", **changes: Any) -> Budget:
@@ -96,18 +97,21 @@ def test_rates_and_concurrency_are_limited_per_run(house: House) -> None:
     for measure, limit in ((Measure.REQUESTS_PER_MINUTE, 2), (Measure.CONCURRENT_REQUESTS, 1)):
         set_rate_limit(scope="run", tenant=house.acme, measure=measure, limit=limit, actor="test")
     house.ollama.settings.piece_delay = 0.05
+    house.ollama.fault("pieces-10000")
 
-    with ThreadPoolExecutor(1) as threads:
-        running = threads.submit(ask, house.ada, "a")
-        eventually(lambda: house.ollama.calls)
+    # It runs until it is left.
+    with house.ada.http.stream("POST", "/api/chat", json=BODY, headers={HEADER: "a"}) as running:
+        lines = running.iter_lines()
+        assert next(lines)
         beside = ask(house.ada, "a", options={"num_predict": 1})
         other = ask(house.ada, "b", options={"num_predict": 1})
-        assert running.result().status_code == 200
+    house.ollama.script.clear()
     house.ollama.settings.piece_delay = 0
 
     assert (beside.status_code, other.status_code) == (429, 200)
     assert "run-concurrent-requests" in beside.json()["error"]
-    assert [ask(house.ada, "a").status_code for _ in range(2)] == [200, 429]
+    eventually(lambda: ask(house.ada, "a").status_code == 200)
+    assert "run-requests-minute" in ask(house.ada, "a").json()["error"]
 
 
 def test_racing_calls_of_a_run_never_pass_its_budget(house: House) -> None:

@@ -140,13 +140,15 @@ def test_what_a_full_redis_cannot_take_is_booked_when_there_is_room(fragile: Fra
     """E7: a stream that runs while Redis fills up ends well, and its settlement waits elsewhere."""
     house = fragile.house
     set_budget(scope="tenant", tenant=house.acme, unit="tokens", period="day", limit=10**6, actor="test")
-    house.ollama.settings.piece_delay = 0.02
+    # It has not come to its end before Redis is full.
+    house.ollama.settings.piece_delay = 1
     house.ollama.fault("pieces-30")
 
     with house.ada.http.stream("POST", "/api/chat", json=BODIES["/api/chat"]) as stream:
         lines = stream.iter_lines()
         next(lines)
         full(fragile)
+        house.ollama.settings.piece_delay = 0
         assert '"done":true' in list(lines)[-1]
     with pytest.raises(ResponseError):
         redis_now().set("more", 1)
