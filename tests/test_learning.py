@@ -34,6 +34,7 @@ from budgets.sweeping import sweep
 from keys.verification import Caller
 from tests.conftest import eventually
 from tests.counting import MODEL, a_budget, a_demand, ada, empty_redis, expire_hold, redis, some_usage
+from tests.test_closed_months import somebody_waits
 
 CALL = st.tuples(st.integers(1, 10**6), st.integers(1, 2**22))
 
@@ -340,12 +341,6 @@ def test_models_are_learned_of_by_themselves() -> None:
     assert {model: one.prompt_tokens(400) for model, one in known.items()} == {MODEL: 100, "other:7b": 200}
 
 
-def waiting_for_a_lock() -> bool:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
-        return bool(cursor.fetchone()[0])
-
-
 def test_two_who_publish_at_the_same_time_publish_one_version(counters: None) -> None:
     seen(ENOUGH_CALLS, 400, 100)
     second = list[int]()
@@ -360,7 +355,7 @@ def test_two_who_publish_at_the_same_time_publish_one_version(counters: None) ->
     with transaction.atomic():
         first = publish(now())
         thread.start()
-        eventually(waiting_for_a_lock)
+        eventually(somebody_waits)
     thread.join()
 
     assert (first, second) == (1, [0])

@@ -40,6 +40,7 @@ from budgets.services import set_price
 from tenants.services import create_tenant
 from tests.conftest import eventually
 from tests.measuring import LLAMA, NOMIC, OCTOBER, a_dollar_an_hour, an_entry, book, calls, in_october
+from tests.test_closed_months import somebody_waits
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -333,16 +334,6 @@ def test_two_who_propose_at_once_propose_once() -> None:
 
     assert (first.made, second.made) == (True, False)
     assert first.proposal == second.proposal == PriceProposal.objects.get()
-
-
-def somebody_waits() -> bool:
-    """Whether a connection to this database waits for its turn to propose."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_database ON pg_database.oid = database "
-            "WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted)"
-        )
-        return bool(cursor.fetchone()[0])
 
 
 def test_the_effect_names_all_prices_that_meet(proposal: PriceProposal) -> None:
