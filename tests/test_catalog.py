@@ -12,7 +12,7 @@ import pytest
 from keys.services import issue_key
 from keys.verification import Caller, identify
 from proxy import upstream
-from proxy.catalog import Catalog
+from proxy.catalog import Catalog, published_at
 from proxy.exceptions import NoModels
 from proxy.models import Upstream
 from proxy.services import save_upstream
@@ -26,6 +26,7 @@ from tests.conftest import furnish
 def headers(transactional_db: None, ollama: SimulatorThread) -> dict[str, str]:
     """Those of a key that may use every model; nobody has looked for models yet."""
     furnish(ollama)
+    redis_now().delete(published_at("sim"))
     acme = create_tenant(slug="acme", name="ACME", actor="test", allow_all_models=True)
     _, secret = issue_key(tenant=acme, label="one", actor="test")
     return {"authorization": f"Bearer {secret}"}
@@ -80,7 +81,7 @@ def test_what_redis_has_lost_is_offered_until_it_is_too_old(headers, settings, c
         caller, catalog = await identify(headers), Catalog()
         await catalog.refresh()
         # Redis was emptied, and another process has the turn and is still asking.
-        redis_now().delete("{p0}:catalog:sim")
+        redis_now().delete(published_at("sim"))
         await catalog.refresh()
         assert "tiny:1b" in await offered(catalog, caller)
 
