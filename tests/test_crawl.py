@@ -166,9 +166,10 @@ def troubles_with(
     for pair in pairs_of(address, own, foreign, nobody):
         theirs = visitor.ask(pair.method, pair.theirs, pair.bodies[0])
         nobodys = visitor.ask(pair.method, pair.nobodys, pair.bodies[1])
+        sent_back = _any_of(_in_words(foreign) | _in_words(nobody))
         shown = [
-            _without_what_was_sent(answer, pair.theirs if sent is foreign else pair.nobodys, sent)
-            for answer, sent in ((theirs, foreign), (nobodys, nobody))
+            _without_what_was_sent(theirs, pair.theirs, sent_back),
+            _without_what_was_sent(nobodys, pair.nobodys, sent_back),
         ]
         if theirs[0] >= 500:
             yield f"{pair.method} {pair.theirs}: {theirs[0]}"
@@ -182,20 +183,27 @@ def _marks_in(told: str, foreign: Belongings) -> list[str]:
     return [mark for mark in foreign.marks if mark in told]
 
 
-def _without_what_was_sent(answer: tuple[int, str, str], address: str, sent: Mapping[str, Any]) -> Any:
+def _without_what_was_sent(answer: tuple[int, str, str], address: str, sent_back: re.Pattern[str]) -> Any:
     """An answer without the address and the ids that it repeats, and without what is new each time."""
     texts = list(answer[1:])
     for echo in (address, quote(address, safe=""), quote(address), address.replace("&", "&amp;")):
         texts = [text.replace(echo, "?") for text in texts]
-    # What is sent in a body is told back as it came, in a field or a sentence about it.
-    sent_back = _any_of(tuple(sorted({str(value) for value in sent.values()}, key=len, reverse=True)))
     return answer[0], *(TOKEN.sub(r"\1", sent_back.sub("?", text)) for text in texts)
 
 
+def _in_words(sent: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(map(str, sent.values()))
+
+
 @cache
-def _any_of(values: tuple[str, ...]) -> re.Pattern[str]:
+def _any_of(values: frozenset[str]) -> re.Pattern[str]:
+    """What is sent in a body and told back as it came, in a field or a sentence about it.
+
+    Of both questions at once: a number that is an id in one of them may be a year in the answers to both.
+    """
     # Numbers of a few digits stand everywhere.
-    return re.compile("|".join(rf"\b{re.escape(value)}\b" for value in values if len(value) > 3))
+    longest_first = sorted((value for value in values if len(value) > 3), key=len, reverse=True)
+    return re.compile("|".join(rf"(?<!\w){re.escape(value)}(?!\w)" for value in longest_first))
 
 
 def all_of(belongings: Belongings) -> dict[str, list[Any]]:
