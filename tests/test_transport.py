@@ -175,7 +175,7 @@ def begun(answer: bytes) -> Script:
 
 
 async def send(
-    client: Transport, server: Server, method: str = "POST", content: bytes = b"{}", connect: float = 5
+    client: Transport, server: Server, method: str = "POST", content: bytes = b"{}", connect: float = 20
 ) -> httpx.Response:
     extensions = {"timeout": {"connect": connect}}
     request = httpx.Request(method, f"{server.url}/api/chat", content=content, extensions=extensions)
@@ -590,19 +590,31 @@ def test_a_connection_that_ended_while_it_was_idle_is_not_used(run, ending):
     run(work())
 
 
-def test_idle_connections_are_closed_after_their_time(run, monkeypatch):
-    monkeypatch.setattr(transport, "IDLE_SECONDS", 2.0)
+def test_a_connection_that_was_idle_for_its_time_is_closed_and_a_younger_one_is_not(run):
+    async def work() -> None:
+        async with served(always(SIZED)) as server, opened() as client:
+            await asyncio.gather(*(ask(client, server) for _ in range(3)))
+            [[*old, young]] = client._idle.values()
+            for connection in old:
+                connection.idle_since -= transport.IDLE_SECONDS
+            young.idle_since += transport.IDLE_SECONDS
+            client._sweep()
+            await soon(lambda: client._open == {young})
+            assert list(client._idle.values()) == [[young]]
+            assert await ask(client, server) == (200, b"hello")
+            assert len(server.connections) == 3
+
+    run(work())
+
+
+def test_idle_connections_are_closed_though_nothing_else_happens(run, monkeypatch):
+    monkeypatch.setattr(transport, "IDLE_SECONDS", 0.2)
 
     async def work() -> None:
         async with served(always(SIZED)) as server, opened() as client:
             await asyncio.gather(*(ask(client, server) for _ in range(3)))
-            await asyncio.sleep(1)
-            await ask(client, server)
-            [young] = (one for one in server.connections if len(one.requests) == 2)
-            await soon(lambda: len(client._open) == 1)
-            assert not young.gone
             await soon(lambda: not client._open)
-            assert not client._idle
+            assert not any(client._idle.values())
 
     run(work())
 
@@ -651,7 +663,7 @@ def test_a_server_that_ends_while_it_is_still_sent_to_is_not_waited_for(run):
         done = asyncio.Event()
         async with served(script) as server, opened() as client:
             with pytest.raises(httpx.RemoteProtocolError):
-                await asyncio.wait_for(send(client, server, content=b"x" * 2**24), 5)
+                await asyncio.wait_for(send(client, server, content=b"x" * 2**24), 20)
             done.set()
 
     run(work())
