@@ -304,7 +304,7 @@ def test_a_body_at_the_limit_is_read_and_one_byte_more_is_not(served, path):
 def test_a_form_is_passed_on_unread(served):
     form = {"content-type": "application/x-www-form-urlencoded", **served.headers}
 
-    answer = httpx.post(served.url + "/v1/echo", content=b"a=1&b=2", headers=form)
+    answer = httpx.post(served.url + "/v1/echo", content=b"a=1&b=2", headers=form, timeout=30)
 
     assert answer.json()["length"] == 7
 
@@ -315,7 +315,7 @@ def test_a_body_that_raises_after_the_start_aborts_the_connection_and_is_reaped(
         with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
             served.get("/v1/breaks-after")
 
-    assert served.get("/v1/open").json() == {"tasks": 1}
+    until(lambda: served.get("/v1/open").json() == {"tasks": 1})
     assert "a secret thing" in served.errors.read_text()
 
 
@@ -373,7 +373,8 @@ def test_a_client_that_never_reads_holds_little_memory_and_is_cut_off(served):
 def test_a_client_that_leaves_cancels_its_view(served, path):
     served.notes.unlink(missing_ok=True)
     connection = served.ask(f"GET {path} HTTP/1.1\nHost: x\nx-notes: {served.notes}\n\n")
-    until(lambda: served.noted() == ["began"])
+    # One that stalls is cut off after a while, so its view may have ended by itself.
+    until(lambda: served.noted()[:1] == ["began"])
 
     connection.close()
 
@@ -525,7 +526,7 @@ def test_a_port_that_somebody_listens_at_is_an_error(served):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.server_settings"},
         check=False,
     )
