@@ -19,7 +19,6 @@ import pytest
 
 from config import children, proof, quickstart
 from config.data_directory import ROOT, DataDirectory, InUseError, join_running_quickstart
-from config.embedded import free_port
 from config.supervisor import PartError, Supervisor
 from config.trial_secrets import is_trial_secret
 
@@ -163,8 +162,8 @@ def _refuse_others(data: DataDirectory, pid: int) -> None:
 
 @pytest.mark.slow
 def test_a_start_on_a_port_in_use_says_so_and_leaves_nothing(data: DataDirectory) -> None:
-    port = free_port()
-    with socket.create_server(("127.0.0.1", port)):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
         refused = run("quickstart", "--port", str(port), "--data-dir", data.path)
 
     assert refused.returncode == 1
@@ -208,12 +207,15 @@ def test_others_reach_a_gateway_with_secrets_that_are_somebodys(
 
 @pytest.mark.slow
 def test_an_ollama_that_was_named_has_to_answer(data: DataDirectory) -> None:
-    silent = f"http://127.0.0.1:{free_port()}"
-    ran = subprocess.run(
-        command("quickstart", "--check", "--port", "0", "--data-dir", data.path),
-        cwd=ROOT, env={**environment(), "OLLAMA_URL": silent}, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    with socket.socket() as ours:
+        # Nobody else gets this port, and nobody listens at it.
+        ours.bind(("127.0.0.1", 0))
+        silent = f"http://127.0.0.1:{ours.getsockname()[1]}"
+        ran = subprocess.run(
+            command("quickstart", "--check", "--port", "0", "--data-dir", data.path),
+            cwd=ROOT, env={**environment(), "OLLAMA_URL": silent}, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
 
     assert ran.returncode == 1
     assert f"OLLAMA_URL names {silent}, but no Ollama answers there." in ran.stdout
