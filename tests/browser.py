@@ -46,6 +46,7 @@ NEEDED = "TOLLGATE_NEEDS_BROWSER"
 MISSING = f"no Chromium here; get one by: apt-get install chromium (with {NEEDED}=1 this is a failure)"
 
 PASSWORD = "correct horse battery staple"
+SECRET = re.compile(r"^tg_[0-9A-Za-z]{58}$")
 
 SCREENS = Path(__file__).resolve().parent.parent / "dist" / "screens"
 WIDTHS = (360, 1280, 1920)
@@ -228,6 +229,14 @@ def enter(page: Page, user: User) -> None:
     # Playwright wants a host; the page may not be anywhere yet.
     url = page.request.get("/healthz").url
     page.context.add_cookies([{"name": name, "value": client.cookies[name].value, "url": url}])
+
+
+def shown_secret(page: Page) -> str:
+    """The secret of a key on the page that shows it once, as soon as the whole of it has come."""
+    shown = page.locator("#secret")
+    expect(shown).to_have_text(SECRET)
+    secret: str = shown.inner_text()
+    return secret
 
 
 def check_page(page: Page) -> None:

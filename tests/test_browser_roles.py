@@ -149,7 +149,8 @@ def furnish(acme: Tenant, person: User) -> UUID:
 
 
 def deeds_on(page: Page) -> set[str]:
-    """What the page lets its reader do."""
+    """What the page lets its reader do, once the whole of it has come."""
+    page.wait_for_load_state()
     content = page.get_by_role("main")
     buttons = {text.strip() for text in content.get_by_role("button").all_inner_texts()}
     links = {text.strip() for text in content.get_by_role("link").all_inner_texts()}

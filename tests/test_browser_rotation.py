@@ -8,9 +8,9 @@ from playwright.sync_api import Page
 
 from keys.models import ApiKey
 from tenants.models import Member, User
-from tests.browser import enter
+from tests.browser import enter, shown_secret
 from tests.browser_thread import expect
-from tests.conftest import Caller, House, eventually
+from tests.conftest import PATIENCE_SECONDS, Caller, House, eventually
 from tests.revoking import LONG, SHORT
 
 
@@ -26,7 +26,7 @@ def rotate(page: Page, key: ApiKey, grace: str) -> str:
     page.get_by_role("link", name="Rotate").click()
     page.get_by_label(grace).check()
     page.get_by_role("button", name="Rotate and show the new secret").click()
-    return page.locator("#secret").inner_text()
+    return shown_secret(page)
 
 
 def test_a_running_stream_goes_on_through_a_rotation_with_grace_and_ends_with_the_grace(
@@ -42,7 +42,10 @@ def test_a_running_stream_goes_on_through_a_rotation_with_grace_and_ends_with_th
         after = rotate(page, laptop.key, "For an hour")
         house.ollama.reset()
         new = httpx.Client(
-            base_url=house.gateway.url, headers={"Authorization": f"Bearer {after}"}, trust_env=False
+            base_url=house.gateway.url,
+            headers={"Authorization": f"Bearer {after}"},
+            timeout=PATIENCE_SECONDS,
+            trust_env=False,
         )
         with new:
             both = [http.post("/api/chat", json=SHORT).status_code for http in (laptop.http, new)]

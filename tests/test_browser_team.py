@@ -17,7 +17,7 @@ from proxy.simulator.server import SimulatorThread
 from tenants.invitations import invite
 from tenants.models import Invitation, Member, User
 from tenants.services import create_service_account
-from tests.browser import PASSWORD, Browser, check_page, enter, shoot
+from tests.browser import PASSWORD, Browser, check_page, enter, shoot, shown_secret
 from tests.browser_thread import expect
 from tests.conftest import House, eventually, furnish
 from tests.gateway import Gateway
@@ -88,7 +88,7 @@ def test_from_the_mail_with_an_invitation_to_the_first_answer_in_two_minutes(
     answer = httpx.post(
         f"{house.gateway.url}/api/chat",
         json={"model": "tiny:1b", "stream": False, "messages": [{"role": "user", "content": "hello"}]},
-        headers={"Authorization": f"Bearer {mias.locator('#secret').inner_text()}"},
+        headers={"Authorization": f"Bearer {shown_secret(mias)}"},
         timeout=30,
         trust_env=False,
     )
