@@ -35,6 +35,9 @@ KEEP_SOCKETS = """
         constructor(...given) { super(...given); sockets.push(this); }
     };
 """
+NEWS = """() => new Promise(heard => sockets.at(-1).addEventListener("message", event => {
+    if ("parts" in JSON.parse(event.data)) heard();
+}))"""
 STATES = "() => sockets.map(one => ['connecting', 'open', 'closing', 'closed'][one.readyState])"
 
 
@@ -85,6 +88,19 @@ def test_a_running_stream_is_seen_and_stopped(house: House, olga: Page) -> None:
     expect(olga.get_by_text("No call is running.")).to_be_visible()
     event = AuditEvent.objects.get(action="call.stopped")
     assert (event.actor, event.reason) == ("superuser", "endless loop")
+
+
+def test_a_button_may_be_pressed_while_the_list_becomes_new(house: House, olga: Page) -> None:
+    olga.add_init_script(script=KEEP_SOCKETS)
+    olga.goto(CALLS)
+    with calling(house):
+        stop = olga.get_by_role("row", name="tiny:1b").get_by_role("button", name="Stop")
+        stop.hover()
+        olga.mouse.down()
+        olga.evaluate(NEWS)
+        olga.mouse.up()
+
+        expect(olga.get_by_role("button", name="Stop 1 call")).to_be_visible()
 
 
 def test_what_was_ticked_stays_ticked_when_the_list_is_new(house: House, olga: Page) -> None:

@@ -10,6 +10,7 @@ const FIRST_PAUSE_SECONDS = 1;
 const LONGEST_PAUSE_SECONDS = 30;
 // The server says something every 15 seconds.
 const SILENT_SECONDS = 35;
+const PRESSED_SECONDS = 0.1;
 
 // Closed with one of these, a socket has no successor. Of "hidden" nothing may be seen any more.
 const ENDS = {
@@ -27,6 +28,7 @@ class Live {
     this.socket = null;
     this.since = null;
     this.ended = false;
+    this.due = {};
     this.pause = FIRST_PAUSE_SECONDS;
     this.timers = new Set();
     this.address = new URL(root.dataset.live, location.href);
@@ -126,11 +128,16 @@ class Live {
     socket?.close();
   }
 
+  // Not while something is pressed: a button that is another one by the time it is let go is not clicked.
   show(parts) {
-    for (const [name, html] of Object.entries(parts)) {
+    Object.assign(this.due, parts);
+    if (this.ended) return;
+    if (this.root.matches(":active")) return this.after(PRESSED_SECONDS, () => this.show({}));
+    for (const [name, html] of Object.entries(this.due)) {
       const part = this.root.querySelector(`[data-live-part="${CSS.escape(name)}"]`);
       if (part) replace(part, html);
     }
+    this.due = {};
     tellAges(this.root);
   }
 
