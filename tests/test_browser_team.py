@@ -57,7 +57,7 @@ def link_in(mail: MailServer) -> str:
     return found[1]
 
 
-def test_from_the_mail_with_an_invitation_to_the_first_answer_in_two_minutes(
+def test_from_the_mail_with_an_invitation_to_the_first_answer(
     page: Page, browser: Browser, house: House, owner: User, mail: MailServer
 ) -> None:
     mail.mails.clear()
@@ -68,7 +68,6 @@ def test_from_the_mail_with_an_invitation_to_the_first_answer_in_two_minutes(
     expect(page.get_by_text("An invitation was sent to mia@example.org.")).to_be_visible()
     expect(page.get_by_role("row", name="mia@example.org")).to_be_visible()
 
-    began = time.monotonic()
     mias = browser.open(house.gateway.url)
     mias.goto(link_in(mail))
     expect(mias).to_have_url(re.compile(r"/account/invitation/$"))
@@ -95,7 +94,6 @@ def test_from_the_mail_with_an_invitation_to_the_first_answer_in_two_minutes(
 
     assert answer.status_code == 200
     assert answer.json()["message"]["content"]
-    assert time.monotonic() - began < 120
 
 
 def test_a_link_whose_time_is_over_says_what_to_do(page: Page, house: House, owner: User) -> None:
