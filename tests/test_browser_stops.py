@@ -163,7 +163,7 @@ def test_without_a_socket_the_page_asks_for_itself(browser: Browser, house: Hous
     )
 
     with calling(house):
-        expect(page.get_by_role("row", name="tiny:1b")).to_be_visible(timeout=30_000)
+        expect(page.get_by_role("row", name="tiny:1b")).to_be_visible()
 
 
 def test_without_script_the_page_says_how_it_is_made_anew(browser: Browser, house: House) -> None:
