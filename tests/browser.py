@@ -33,7 +33,7 @@ from django.contrib.auth.hashers import PBKDF2PasswordHasher
 from django.test import Client
 from playwright import sync_api
 from playwright.sync_api import Browser as Chromium
-from playwright.sync_api import ConsoleMessage, Page, Playwright, Request, Response, sync_playwright
+from playwright.sync_api import ConsoleMessage, Locator, Page, Playwright, Request, Response, sync_playwright
 
 from tenants.models import User
 from tests.browser_thread import BrowserThread, expect
@@ -41,6 +41,11 @@ from tests.conftest import PATIENCE_SECONDS, House, eventually
 from tests.people import a_person
 
 PATIENCE_MS = PATIENCE_SECONDS * 1000
+# Some look at twenty pages in half a minute, and a machine with other work takes ten times as long.
+# What never comes ends a test sooner, by the patience above.
+LONGEST_SECONDS = 600
+# So long may it take from the look at a code of an app until the gateway has it.
+CODE_SECONDS = 10
 # Set where a run without a browser would be a run of half the tests.
 NEEDED = "TOLLGATE_NEEDS_BROWSER"
 MISSING = f"no Chromium here; get one by: apt-get install chromium (with {NEEDED}=1 this is a failure)"
@@ -68,6 +73,13 @@ SETTLED = """async () => {
     const ending = document.getAnimations().filter(one => one.effect.getComputedTiming().endTime < Infinity);
     await Promise.allSettled(ending.map(one => one.finished));
 }"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let a test with a browser take longer than others, unless it says itself how long."""
+    for item in items:
+        if "chromium" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(LONGEST_SECONDS))
 
 
 @contextmanager
@@ -188,9 +200,15 @@ def _hashed() -> str:
 
 
 def totp_code(secret: str) -> str:
-    """What an authenticator app shows for a secret now; good for some seconds at least."""
-    eventually(lambda: time.time() % app_settings.TOTP_PERIOD < app_settings.TOTP_PERIOD - 5)
+    """What an authenticator app shows for a secret now; it stays good for long enough to be sent."""
+    eventually(lambda: time.time() % app_settings.TOTP_PERIOD < app_settings.TOTP_PERIOD - CODE_SECONDS)
     return format_hotp_value(hotp_value(secret, next(yield_hotp_counters_from_time())))
+
+
+def fill_in_code(field: Locator, secret: str) -> None:
+    """Look at the code only once there is somewhere to type it."""
+    expect(field).to_be_visible()
+    field.fill(totp_code(secret))
 
 
 def with_password(user: User) -> User:
@@ -216,7 +234,7 @@ def sign_in(page: Page, user: User, wanted: str = "/account/login/") -> None:
     secret = generate_totp_secret()
     TOTP.activate(user, secret)
     give_password(page, user, wanted)
-    page.locator("[name=code]").fill(totp_code(secret))
+    fill_in_code(page.locator("[name=code]"), secret)
     page.keyboard.press("Enter")
     expect(page).not_to_have_url(re.compile("/account/"))
 
