@@ -8,11 +8,11 @@ from typing import Any
 from django.contrib import messages
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.widgets import AutocompleteSelect
-from django.core.exceptions import FieldDoesNotExist, ValidationError
+from django.core.exceptions import NON_FIELD_ERRORS, FieldDoesNotExist, ValidationError
 from django.db import DataError
 from django.db.models import ForeignKey
 from django.db.models.constants import LOOKUP_SEP
-from django.forms import ModelChoiceField
+from django.forms import ModelChoiceField, ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from unfold.admin import ModelAdmin
 from unfold.views import ChangeList
@@ -49,6 +49,19 @@ class Chosen(AutocompleteSelect):
         return True
 
 
+def refused(form: type[ModelForm[Any]], refusal: ValidationError) -> type[ModelForm[Any]]:
+    """``form`` with what a service refused of it: at the field it speaks of, at the top if there is none."""
+    said = refusal.error_dict if hasattr(refusal, "error_dict") else {NON_FIELD_ERRORS: refusal.error_list}
+
+    class Refused(form):  # type: ignore[valid-type, misc]
+        def full_clean(self) -> None:
+            super().full_clean()
+            for name, errors in said.items():
+                self.add_error(name if name in self.fields else None, errors)
+
+    return Refused
+
+
 class AdminPage(ModelAdmin):
     """Lists and forms of a model; all in the admin begin here."""
 
@@ -79,7 +92,21 @@ class AdminPage(ModelAdmin):
         return field
 
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        return self._told_plainly(request, super().changeform_view, *args, **kwargs)
+        """What a service refuses though the form did not comes back in the form, with all that was entered.
+
+        By then the transaction of the first attempt is rolled back; the second
+        one reads the same form, finds the refusal in it, and saves nothing.
+        """
+        try:
+            return super().changeform_view(request, *args, **kwargs)
+        except ValidationError as refusal:
+            request.refusal = refusal  # type: ignore[attr-defined]
+            return super().changeform_view(request, *args, **kwargs)
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **options: Any) -> Any:
+        form = super().get_form(request, obj, change=change, **options)
+        refusal = getattr(request, "refusal", None)
+        return form if refusal is None else refused(form, refusal)
 
     def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         return self._told_plainly(request, super().delete_view, *args, **kwargs)

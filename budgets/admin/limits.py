@@ -129,17 +129,17 @@ class BudgetAdmin(ScopedAdmin):
 
     def save_model(self, request: HttpRequest, obj: Budget, form: Any, change: bool) -> None:
         actor = str(request.user)
-        if change and "length" in form.changed_data:
+        follows_another = change and "length" in form.changed_data
+        if follows_another:
             services.change_period(budget=obj, period=form.cleaned_data["length"], actor=actor)
-            follows = schedules_of([obj])[obj.pk].next_change(now().timestamp())
-            if follows is not None:
-                starts_at = datetime.fromtimestamp(follows[0], follows[1].zone)
-                self.message_user(
-                    request,
-                    f"The present period stays as it is; the new ones begin at {starts_at.isoformat()}.",
-                )
         values = {name: getattr(obj, name) for name in BUDGET_FIELDS if name != "length"}
         obj.pk = services.set_budget(actor=actor, period=obj.length, **values).pk
+        follows = schedules_of([obj])[obj.pk].next_change(now().timestamp()) if follows_another else None
+        if follows is not None:
+            starts_at = datetime.fromtimestamp(follows[0], follows[1].zone)
+            self.message_user(
+                request, f"The present period stays as it is; the new ones begin at {starts_at.isoformat()}."
+            )
 
     def delete_model(self, request: HttpRequest, obj: Budget) -> None:
         services.remove_budget(budget=obj, actor=str(request.user))
