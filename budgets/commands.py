@@ -17,7 +17,7 @@ from budgets.money import MICRO
 from budgets.services import raise_limit
 from keys.models import ApiKey
 from tenants import generations
-from tenants.commands import PENDING, member_with, moment, tenant_called, told_plainly
+from tenants.commands import PENDING, member_with, model_called, moment, tenant_called, told_plainly
 from tenants.models import Team, Tenant
 
 # What a row may name besides its tenant, and never two of them.
@@ -64,7 +64,7 @@ def whose_named(options: dict[str, Any]) -> dict[str, Any]:
         "team": team_of(tenant, options["team"]) if tenant and part == "team" else None,
         "member": member_with(options["member"], tenant) if tenant and part == "member" else None,
         "key": key_of(tenant, options["key"]) if tenant and part == "key" else None,
-        "model": options["model"] or "",
+        "model": model_called(options["model"] or ""),
         "upstream": options["upstream"] or "",
     }
 

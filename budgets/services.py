@@ -35,6 +35,7 @@ from budgets.running_calls import ask_to_end
 from budgets.schedules import schedules_of
 from keys.models import ApiKey
 from tenants import generations
+from tenants.model_names import canonical_setting
 from tenants.models import Member, Team, Tenant
 
 Row = TypeVar("Row", bound=ScopedRow)
@@ -210,7 +211,7 @@ def set_price(
         "gpu_price": gpu_price,
         "free": free,
     }
-    starts_at = starts_at or now()
+    model, starts_at = _canonical(model), starts_at or now()
     row = Price.objects.select_for_update().filter(model=model, tenant=tenant, starts_at=starts_at).first()
     before = {name: getattr(row, name) for name in figures} if row else None
     price = row or Price(model=model, tenant=tenant, starts_at=starts_at)
@@ -408,21 +409,23 @@ def subject_of_switch(
     model: str = "",
     upstream: str = "",
 ) -> dict[str, Any]:
-    """The columns that say what a kill switch stops."""
+    """The columns that say what a kill switch stops; raises ``ValidationError`` for no name of a model."""
     tenant = tenant if key is None else key.tenant
     return {
         "scope": scope,
         "tenant_id": tenant.pk if tenant else None,
         "key_id": key.pk if key else None,
-        "model": _with_tag(model),
+        "model": _canonical(model),
         "upstream": upstream,
     }
 
 
-def _with_tag(model: str) -> str:
-    """A model's name in the form in which names are compared, where only its case or its tag is missing."""
-    plain = model.strip().lower()
-    return plain if not plain or ":" in plain.rpartition("/")[2] else f"{plain}:latest"
+def _canonical(model: str) -> str:
+    """The name of a model, or of none, as the column ``model`` has it; raises ``ValidationError``."""
+    try:
+        return canonical_setting(model)
+    except ValidationError as exc:
+        raise ValidationError({"model": exc.messages}) from exc
 
 
 @transaction.atomic
@@ -535,7 +538,7 @@ def _whose(
         "team": team,
         "member": member,
         "key": key,
-        "model": model,
+        "model": _canonical(model),
         "upstream": upstream,
     }
 

@@ -12,6 +12,7 @@ from audit.admin import ServiceAdmin
 from proxy import services
 from proxy.models import ModelAlias, Upstream
 from proxy.nodes import Node, nodes, version_of
+from tenants.forms import ModelNamesForm
 from tenants.redis import RedisError
 
 UNKNOWN = "unknown: Redis cannot be asked"
@@ -100,6 +101,7 @@ class UpstreamAdmin(ServiceAdmin):
 class ModelAliasAdmin(ServiceAdmin):
     """Other names for installed models."""
 
+    form = ModelNamesForm
     list_display = ["alias", "model", "tenant"]
     list_select_related = ["tenant"]
     search_fields = ["alias", "model"]

@@ -68,10 +68,10 @@ from proxy.exceptions import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from proxy.names import DEFAULT_HOST, DEFAULT_NAMESPACE
 from proxy.replies import Reply
 from tenants.exceptions import Refusal
 from tenants.ids import new_id
+from tenants.model_names import DEFAULT_HOST, DEFAULT_NAMESPACE
 
 # Clients must not come back all at once, so a random part of this is added to what they are told to wait.
 JITTER = 0.25

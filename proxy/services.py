@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
 
 from audit.recording import record
 from proxy.models import ModelAlias, Upstream
 from tenants import generations
+from tenants.model_names import canonical_setting
 
 
 @transaction.atomic
@@ -43,6 +46,10 @@ def save_alias(*, alias: ModelAlias, actor: str) -> ModelAlias:
     """Add or change another name of a model; raises ``ValidationError`` for names that cannot be."""
     added = alias._state.adding  # noqa: SLF001 - Django's documented way to tell a new row
     before = _before(alias, "alias", "model")
+    for column in ("alias", "model"):
+        # What is no name stays, and is refused with the column.
+        with suppress(ValidationError):
+            setattr(alias, column, canonical_setting(getattr(alias, column)))
     alias.full_clean()
     alias.save()
     record(

@@ -14,6 +14,7 @@ from django.db import IntegrityError
 from django.utils.dateparse import parse_date, parse_datetime
 from django.utils.timezone import now
 
+from tenants.model_names import canonical_setting
 from tenants.models import Member, ServiceAccount, Tenant
 
 _SPAN = re.compile(r"([1-9]\d{0,5})([mhd])")
@@ -57,6 +58,12 @@ def service_account_called(name: str, tenant: Tenant) -> ServiceAccount:
         return ServiceAccount.objects.get(tenant=tenant, name=name, closed_at=None)
     except ServiceAccount.DoesNotExist as exc:
         raise CommandError(f"{tenant.slug} has no service account {name!r}.") from exc
+
+
+def model_called(name: str) -> str:
+    """The name of a model in its canonical form, empty for none; raises ``CommandError``."""
+    with told_plainly():
+        return canonical_setting(name)
 
 
 def moment(text: str, zone: str) -> datetime:

@@ -11,11 +11,23 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 from unfold.widgets import UnfoldAdminRadioSelectWidget, UnfoldAdminTextareaWidget
 
+from tenants.model_names import canonical_setting
+
 
 def told_in_every_zone(moment: date) -> None:
     """A validator: the first and the last days that Python knows are none at all in some time zone."""
     if not 1970 <= moment.year <= 9998:
         raise ValidationError(_("Name a year from 1970 to 9998."))
+
+
+class ModelNamesForm(forms.ModelForm):  # type: ignore[type-arg]  # the parameter is in the stubs only
+    """Takes the name of a model, and another one for it, in every spelling that clients may use."""
+
+    def clean_model(self) -> str:
+        return canonical_setting(self.cleaned_data["model"])
+
+    def clean_alias(self) -> str:
+        return canonical_setting(self.cleaned_data["alias"])
 
 
 class WhichModelsForm(forms.ModelForm):  # type: ignore[type-arg]  # the parameter is in the stubs only

@@ -332,7 +332,7 @@ def test_a_file_that_cannot_be_read_is_told_in_a_sentence(text, told):
         ("budgets: [{scope: team, team: Research, unit: tokens, period: day}]", "needs its tenant"),
         ("budgets: [{scope: platform, unit: tokens, period: fortnight}]", "is no period"),
         ("budgets: [{scope: platform, unit: apples, period: day}]", "not a valid choice|apples"),
-        ("prices: [{model: Tiny, starts_at: 2026-01-01T00:00:00+00:00, free: true}]", "lower case"),
+        ("prices: [{model: ti ny, starts_at: 2026-01-01T00:00:00+00:00, free: true}]", "of a local model"),
         ("upstreams: [{name: a, base_url: gopher://x}]", "Give an address"),
         ("policies: [{option: colour, allowed: true}]", "not a valid choice|colour"),
     ],
@@ -393,21 +393,26 @@ VALUES: dict[type, st.SearchStrategy[Any]] = {
     datetime: st.datetimes(datetime(1990, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
 }
 
+MODELS = st.sampled_from(["tiny:1b", "hf.co/org/model-gguf:q4_0"])
+WRITTEN_ONE_WAY = {
+    "address_blocks": st.none() | st.just(["192.0.2.0/24"]),
+    "model": MODELS,
+    "alias": MODELS,
+}
+
 
 @st.composite
 def documents(draw):
     made = {}
     for section, shape in SHAPES.items():
         columns = dict.fromkeys(shape.identity, (str,)) | {
-            # What has one way of writing is not any text.
-            name: (type(None),) if name in shape.canonical else types
-            for name, (types, _) in shape.fields.items()
+            name: types for name, (types, _) in shape.fields.items()
         }
+        values = {name: st.one_of(*[VALUES[kind] for kind in types]) for name, types in columns.items()}
         rows = draw(
             st.lists(
-                st.fixed_dictionaries(
-                    {name: st.one_of(*[VALUES[kind] for kind in types]) for name, types in columns.items()}
-                ),
+                # What is written in one way only is not any text.
+                st.fixed_dictionaries(values | {name: WRITTEN_ONE_WAY[name] for name in shape.canonical}),
                 max_size=3,
             )
         )

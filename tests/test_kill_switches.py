@@ -332,7 +332,7 @@ def test_the_commands_arm_list_and_lift(house):
         (("tenant", "--reason", "r"), "Name the tenant"),
         (("tenant", "nobody", "--reason", "r"), "no tenant"),
         (("tenant", "acme", "--tenant", "acme", "--reason", "r"), "with a model only"),
-        (("model", "no model", "--reason", "r"), "lower case"),
+        (("model", "no model", "--reason", "r"), "of a local model"),
         (("platform", "--reason", "r", "--until", "soon"), "no moment"),
         (("platform", "--reason", "r", "--until", "2001-01-01"), "in the future"),
     ],

@@ -19,6 +19,7 @@ from budgets.models import WITH_ITS_LIMIT, Budget, LimitRaise, OutageCredit, Rat
 from budgets.periods import in_words, kind_and_seconds
 from budgets.schedules import schedules_of
 from tenants.admin import OnePerTenantAdmin
+from tenants.forms import ModelNamesForm
 
 WHOSE = ("scope", "tenant", "team", "member", "key", "model", "upstream")
 BUDGET_FIELDS = (*WHOSE, "unit", "length", "limit", "shadow", "thresholds")
@@ -26,7 +27,7 @@ RATE_LIMIT_FIELDS = (*WHOSE, "measure", "limit", "shadow")
 RAISE_FIELDS = ("to", "by", "starts_at", "ends_at", "reason")
 
 
-class BudgetForm(forms.ModelForm):
+class BudgetForm(ModelNamesForm):
     """A budget whose period is written as people write it."""
 
     length = forms.CharField(
@@ -149,6 +150,7 @@ class BudgetAdmin(ScopedAdmin):
 class RateLimitAdmin(ScopedAdmin):
     """How fast calls may come."""
 
+    form = ModelNamesForm
     fields = RATE_LIMIT_FIELDS
     list_display = ["whose", "measure", "limit_told", "limit_now", "shadow"]
 

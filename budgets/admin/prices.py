@@ -13,6 +13,7 @@ from django.utils.timezone import now
 from audit.admin import ServiceAdmin
 from budgets import services
 from budgets.models import Price, UsageRollup
+from tenants.forms import ModelNamesForm
 
 PRICE_FIELDS = (
     "model", "tenant", "input_price", "cached_price", "output_price", "gpu_price", "starts_at", "free",
@@ -33,6 +34,7 @@ def unpriced_models() -> list[str]:
 class PriceAdmin(ServiceAdmin):
     """What models cost. A price is not changed: another one starts later."""
 
+    form = ModelNamesForm
     fields = PRICE_FIELDS
     list_display = (*PRICE_FIELDS[:-2], "starts_at", "state")
     list_filter = ("free",)

@@ -31,6 +31,7 @@ from keys.prompts import set_prompt_rules
 from proxy import services as routes
 from proxy.models import ModelAlias, Upstream
 from tenants import services as tenants
+from tenants.model_names import canonical_setting
 from tenants.models import Member, ServiceAccount, Team, Tenant
 
 Found = TypeVar("Found")
@@ -502,7 +503,12 @@ KINDS = {
             _prompt_rules, _make_prompt_rules, _remove_prompt_rules,
         ),
         Kind(
-            Shape("aliases", ("tenant", "alias"), {"tenant": (MAYBE_TEXT, None), "model": (TEXT, "")}),
+            Shape(
+                "aliases",
+                ("tenant", "alias"),
+                {"tenant": (MAYBE_TEXT, None), "model": (TEXT, "")},
+                {"alias": canonical_setting, "model": canonical_setting},
+            ),
             _aliases, _make_alias, _remove_alias,
         ),
         Kind(
@@ -518,6 +524,7 @@ KINDS = {
                     "gpu_price": (NUMBER, 0),
                     "free": (YES_OR_NO, False),
                 },
+                {"model": canonical_setting},
             ),
             _prices, _make_price, _remove_price,
         ),
@@ -544,6 +551,7 @@ KINDS = {
                     "limit": (MAYBE_NUMBER, None),
                     "thresholds": ((list,), default_thresholds()),
                 },
+                {"model": canonical_setting},
             ),
             _budgets, _make_budget, _remove_budget,
         ),
@@ -552,6 +560,7 @@ KINDS = {
                 "rate_limits",
                 (*WHOSE, "measure", "shadow"),
                 {**WHOSE_FIELDS, "shadow": (YES_OR_NO, False), "limit": (MAYBE_NUMBER, None)},
+                {"model": canonical_setting},
             ),
             _rate_limits, _make_rate_limit, _remove_rate_limit,
         ),

@@ -1,6 +1,6 @@
 """How Ollama reads a model name.
 
-The gateway has its own reading in ``proxy/names.py``. This one is deliberately
+The gateway has its own reading in ``tenants/model_names.py``. This one is deliberately
 independent of it: tests that smuggle a name past the gateway compare the two.
 """
 

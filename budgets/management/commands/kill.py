@@ -10,7 +10,7 @@ from budgets.api.kill_switches import switch_as_json
 from budgets.models import KillSwitch
 from keys.commands import key_called
 from tenants import generations
-from tenants.commands import moment, tenant_called, told_plainly
+from tenants.commands import model_called, moment, tenant_called, told_plainly
 
 SCOPES = ["platform", "tenant", "key", "upstream", "model"]
 
@@ -97,8 +97,10 @@ def subject_called(options: dict[str, Any]) -> dict[str, Any]:
         subject["tenant"] = tenant_called(name)
     elif scope == "key":
         subject["key"] = key_called(name)
-    elif scope != "platform":
-        subject[scope] = name
+    elif scope == "model":
+        subject["model"] = model_called(name)
+    elif scope == "upstream":
+        subject["upstream"] = name
     if tenant:
         subject["tenant"] = tenant_called(tenant)
     return subject

@@ -22,9 +22,7 @@ class Command(BaseCommand):
     help = "Set what a model costs, from now or a moment on."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument(
-            "--model", required=True, metavar="NAME", help="its canonical name, such as llama3.2:latest"
-        )
+        parser.add_argument("--model", required=True, metavar="NAME", help="such as llama3.2:latest")
         parser.add_argument("--tenant", metavar="SLUG", help="for this tenant only")
         for name, meaning in PRICES.items():
             parser.add_argument(f"--{name}", metavar="USD", help=meaning)

@@ -6,6 +6,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from budgets.estimators import newest
 from budgets.models import Estimate
 from budgets.usage import in_percent
+from tenants.commands import model_called
 
 COLUMNS = ("model", "side", "bytes", "bytes_per_token", "within", "calls", "version")
 
@@ -20,7 +21,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         found = newest()
         if options["model"]:
-            found = found.filter(model=options["model"])
+            found = found.filter(model=model_called(options["model"]))
         if options["json"]:
             self.stdout.write(json.dumps([_described(row) for row in found]))
             return
