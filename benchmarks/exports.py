@@ -46,7 +46,7 @@ KINDS: dict[str, tuple[list[str], int | None]] = {
     "the same, gzip": (["--profile", "requests", "--gzip"], None),
     "CSV by key": (["--profile", "key"], None),
     "FOCUS 1.2": (["--profile", "focus"], None),
-    "XLSX, each request": (["--profile", "requests", "--format", "xlsx"], SHEET_ROWS),
+    "XLSX, each request": (["--profile", "requests", "--layout", "xlsx"], SHEET_ROWS),
 }
 
 

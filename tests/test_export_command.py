@@ -44,12 +44,12 @@ def exported() -> list[AuditEvent]:
     [
         ([], {}),
         (["--gzip"], {"gzip": True}),
-        (["--format", "spreadsheet"], {"layout": "spreadsheet", "separator": "semicolon"}),
+        (["--layout", "spreadsheet"], {"layout": "spreadsheet", "separator": "semicolon"}),
         (
-            ["--format", "spreadsheet", "--separator", "tab", "--decimal-comma"],
+            ["--layout", "spreadsheet", "--separator", "tab", "--decimal-comma"],
             {"layout": "spreadsheet", "separator": "tab", "decimal_comma": True},
         ),
-        (["--format", "xlsx"], {"layout": "xlsx"}),
+        (["--layout", "xlsx"], {"layout": "xlsx"}),
     ],
     ids=["csv", "gzip", "spreadsheet", "choices", "xlsx"],
 )

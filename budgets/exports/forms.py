@@ -48,7 +48,7 @@ class ExportForm(forms.Form):
     profile = forms.ChoiceField(
         label=_("Rows"), choices=lambda: [(one.name, gettext(one.title)) for one in PROFILES.values()]
     )
-    layout = forms.ChoiceField(label=_("File"), choices=LAYOUTS, required=False)
+    layout = forms.ChoiceField(label=_("Layout"), choices=LAYOUTS, required=False)
     separator = forms.ChoiceField(label=_("Separator"), choices=SEPARATORS, required=False)
     decimal_comma = forms.BooleanField(label=_("Decimal comma"), required=False)
     gzip = forms.BooleanField(label=_("Compress (gzip)"), required=False)

@@ -33,7 +33,7 @@ class Command(BaseCommand):
             "--before", dest="before_day", required=True, metavar="DAY", help="first day that is not in it"
         )
         parser.add_argument("--profile", choices=list(PROFILES), default="requests", help="what a row is")
-        parser.add_argument("--format", choices=list(LAYOUTS), default="csv", help="csv is for machines")
+        parser.add_argument("--layout", choices=list(LAYOUTS), default="csv", help="csv is for machines")
         parser.add_argument("--separator", choices=list(SEPARATORS), help="of a spreadsheet; semicolon")
         parser.add_argument("--decimal-comma", action="store_true", help="in a spreadsheet")
         parser.add_argument("--gzip", action="store_true", help="compress the CSV")
@@ -85,11 +85,11 @@ def _order(options: dict[str, Any]) -> Order:
         from_day=_day(options["from_day"]),
         before_day=_day(options["before_day"]),
     )
-    usual = "semicolon" if options["format"] == "spreadsheet" else "comma"
+    usual = "semicolon" if options["layout"] == "spreadsheet" else "comma"
     return Order(
         selection,
         options["profile"],
-        layout=options["format"],
+        layout=options["layout"],
         separator=options["separator"] or usual,
         decimal_comma=options["decimal_comma"],
         gzip=options["gzip"],
