@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from budgets.models import Verification
+from budgets.usage import in_percent
 
 
 def as_dict(row: Verification) -> dict[str, Any]:
@@ -47,7 +48,12 @@ def figures_in_words(row: Verification) -> list[tuple[str, str]]:
 def tenants_in_words(row: Verification) -> list[tuple[str, str, str, str]]:
     """Of each tenant its name, tokens, estimated tokens and their share."""
     return [
-        (one["tenant"], number(one["tokens"]), number(one["estimated_tokens"]), one["estimated_share"] or "-")
+        (
+            one["tenant"],
+            number(one["tokens"]),
+            number(one["estimated_tokens"]),
+            in_percent(one["estimated_share_per_mille"]),
+        )
         for one in row.figures["tenants"]
     ]
 

@@ -188,7 +188,7 @@ def _figures(part: Part, said: Survey | None, missing: int) -> dict[str, Any]:
                 "requests": row["requests"],
                 "tokens": row["input_tokens"] + row["output_tokens"],
                 "estimated_tokens": row["estimated_tokens"],
-                "estimated_share": share(row["estimated_tokens"], row["input_tokens"] + row["output_tokens"]),
+                "estimated_share_per_mille": usage.estimated_share(row),
             }
             for row in usage.by_part(selection, "tenant")
         ],

@@ -28,7 +28,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 
 from audit.models import AuditEvent
-from budgets import alerts, booking, counters, ledger, services, survey, tasks, verification
+from budgets import alerts, booking, counters, ledger, services, statement_pdf, survey, tasks, verification
 from budgets.comparisons import Difference
 from budgets.counters import EPOCH, SETTLED, USAGE
 from budgets.exports.profiles import PROFILES
@@ -50,7 +50,7 @@ from budgets.rollups import Part
 from budgets.settlements import Moments
 from budgets.survey import between_two_drains
 from budgets.sweeping import sweep
-from budgets.usage import Selection
+from budgets.usage import Selection, totals
 from config.celery import EVERY
 from keys.services import issue_key
 from keys.verification import identify, reload
@@ -60,6 +60,7 @@ from tenants.services import create_tenant
 from tests.conftest import eventually
 from tests.counting import a_demand, admit, drain_and_die, end, expire_hold, redis, some_usage
 from tests.gateway import ROOT, environment
+from tests.people import a_browser
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -492,9 +493,30 @@ def test_figures_say_what_is_underway_and_how_much_is_estimated_and_captured(sec
             "requests": 3,
             "tokens": 81,
             "estimated_tokens": 27,
-            "estimated_share": "0.333333",
+            "estimated_share_per_mille": 334,
         }
     ]
+
+
+def test_the_estimated_share_is_the_same_wherever_it_is_told(secret: str) -> None:
+    for estimator in ("", "", "default"):
+        call(secret, estimator=estimator)
+    ledger.drain()
+
+    commands = {}
+    for command, *whose in (("verify",), ("show_usage", "--all"), ("explain_usage", "--tenant", "acme")):
+        output = StringIO()
+        call_command(command, *whose, stdout=output)
+        commands[command] = output.getvalue()
+    row = verification.verify_and_keep(part=verification.open_part(), asked_by="test")
+    page = reverse("admin:budgets_verification_change", args=[row.pk])
+    told = {
+        **commands,
+        "admin": a_browser(User.objects.create_superuser("olga")).get(page).content.decode(),
+        "statement": statement_pdf.share(totals(Selection())),
+    }
+
+    assert {door for door, text in told.items() if "33.4 %" in text} == set(told)
 
 
 @pytest.mark.parametrize(
