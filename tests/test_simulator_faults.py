@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from proxy.simulator import SimulatorThread, faults
+from proxy.simulator.generation import WITHHELD_PIECES
 
 HELLO = [{"role": "user", "content": "Tell me about herons"}]
 STREAMS = [
@@ -330,6 +331,20 @@ def test_an_endless_stream_ignores_the_limit_until_the_client_leaves(ollama, htt
     assert ollama.calls[0].state == "aborted"
     assert ollama.calls[0].client_closed_at
     assert len(ollama.calls[0].pieces) >= 200
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions", "/v1/messages"])
+def test_an_endless_answer_that_is_not_streamed_waits_for_the_client_to_leave(ollama, http, path):
+    asked = {"model": "fault-endless", "messages": HELLO, "max_tokens": 5, "stream": False}
+
+    with socket.create_connection((ollama.host, ollama.port), 5) as connection:
+        connection.sendall(request(path, asked))
+        until(lambda: bool(ollama.calls) and len(ollama.calls[0].pieces) == WITHHELD_PIECES)
+        assert http.get("/api/version").status_code == 200
+        assert (ollama.calls[0].state, len(ollama.calls[0].pieces)) == ("active", WITHHELD_PIECES)
+    until(lambda: ollama.calls[0].state == "aborted")
+
+    assert ollama.calls[0].client_closed_at
 
 
 @pytest.mark.parametrize(

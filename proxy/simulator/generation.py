@@ -24,6 +24,8 @@ from proxy.simulator.truth import Record
 IMAGE_TOKENS = 256
 THINKING_PIECES = 6
 REPEATS_ALLOWED = 30
+# How far an answer gets that never ends and is not streamed.
+WITHHELD_PIECES = 1000
 STREAM_ERROR = "an error was encountered while running the model: simulated fault"
 
 _ECHOED_WORDS = 8
@@ -221,6 +223,9 @@ async def generate(
         sent += 1
         if fails:
             await _fail_if_due(fault, sent)
+        if fault.endless and not wish.stream and sent == WITHHELD_PIECES:
+            # Nothing of it is sent, so no reader holds it back: it would fill the memory.
+            await asyncio.Event().wait()
     calls = plan.calls if fault.tool != "early" else []
     if calls:
         record.output_tokens += tokens_of(json.dumps(calls))
