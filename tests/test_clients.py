@@ -169,6 +169,24 @@ def test_anthropic_messages(house, anthropic_client, stream):
     assert_booked_as_sent(house, route="/v1/messages")
 
 
+def test_anthropic_answers_a_history_with_blocks_that_no_model_reads(house, anthropic_client):
+    herons = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "Herons."}}
+    history: list[Any] = [
+        {"role": "user", "content": [herons, {"type": "text", "text": "Hello"}]},
+        {
+            "role": "assistant",
+            "content": [{"type": "redacted_thinking", "data": "c2Vh"}, {"type": "text", "text": "Hi"}],
+        },
+        {"role": "user", "content": "Go on"},
+    ]
+
+    answer = anthropic_client.messages.create(model="tiny:1b", max_tokens=100, messages=history)
+
+    assert answer.content[0].text == house.ollama.calls[0].text
+    assert all(word not in house.ollama.calls[0].body for word in ("Herons", "c2Vh"))
+    assert_booked_as_sent(house, route="/v1/messages")
+
+
 def test_anthropic_tokens_are_counted_by_ourselves(house, anthropic_client):
     counted = anthropic_client.messages.count_tokens(model="tiny:1b", messages=MESSAGES)
 

@@ -92,6 +92,34 @@ def test_every_kind_of_block_is_counted_and_sent():
         assert fewer.input_bytes <= call.input_bytes - len(text)
 
 
+PASSED_OVER = [
+    {
+        "type": "document",
+        "title": "Herons",
+        "source": {"type": "url", "url": "https://example.org/herons.pdf"},
+        "citations": {"enabled": True},
+    },
+    {"type": "redacted_thinking", "data": "c2VjcmV0"},
+]
+
+
+@pytest.mark.parametrize("block", PASSED_OVER, ids=lambda block: block["type"])
+def test_blocks_that_ollama_passes_over_are_left_out_and_not_counted(block):
+    def asked(*more):
+        result = {
+            "type": "tool_result",
+            "tool_use_id": "t1",
+            "content": [*more, {"type": "text", "text": "7"}],
+        }
+        return [{"role": "user", "content": [*more, {"type": "text", "text": "Hello"}, *more, result]}]
+
+    with_it, without = ask(messages=asked(block)), ask(messages=asked())
+
+    assert sent(with_it) == sent(without)
+    assert (with_it.input_bytes, with_it.messages) == (without.input_bytes, without.messages)
+    assert count(messages=asked(block)).input_bytes == without.input_bytes
+
+
 def test_the_marks_of_a_cache_are_dropped_everywhere():
     mark = {"cache_control": {"type": "ephemeral"}}
 
@@ -120,7 +148,7 @@ def test_pictures_are_counted_in_messages_and_in_results():
         ("messages", None),
         ("messages", [{"role": "user", "content": 1}]),
         ("messages", [{"role": "user", "content": [{"text": "x"}]}]),
-        ("messages", [{"role": "user", "content": [{"type": "document", "source": {}}]}]),
+        ("messages", [{"role": "user", "content": [{"type": "container_upload", "file_id": "x"}]}]),
         ("messages", [{"role": "user", "content": [{"type": "text", "text": "a", "Text": "b"}]}]),
         (
             "messages",

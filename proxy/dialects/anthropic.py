@@ -25,19 +25,26 @@ _IMAGE: dict[str, Reader | None] = {
     "cache_control": None,
 }
 
+# Ollama passes over them; so do we, and count nothing of what no model reads.
+_PASSED_OVER = ("document", "redacted_thinking")
+
 
 def _reader_of_blocks(kinds: dict[str, dict[str, Reader | None]]) -> Reader:
-    """A reader of a text, or of a list of blocks of these kinds."""
+    """A reader of a text, or of a list of blocks of these kinds without those that are passed over."""
 
-    def block(value: Any, param: str) -> _Fields:
+    def block(value: Any, param: str) -> _Fields | None:
         kind = fields.mapping(value, param).get("type")
+        if kind in _PASSED_OVER:
+            return None
         known = kinds.get(kind) if isinstance(kind, str) else None
         if known is None:
             raise wrong(f"{param}.type", "one of " + ", ".join(kinds))
         return read_object(value, param, known)
 
     def read(value: Any, param: str) -> str | list[_Fields]:
-        return value if isinstance(value, str) else fields.items(value, param, block, MAX_MESSAGES)
+        if isinstance(value, str):
+            return value
+        return [one for one in fields.items(value, param, block, MAX_MESSAGES) if one is not None]
 
     return read
 
