@@ -10,7 +10,7 @@ import pytest
 from django.db import connection, transaction
 
 from keys import services as key_services
-from keys.callers import load
+from keys.callers import Caller, load
 from keys.models import ApiKey, KeySecret
 from tenants import generations, services
 from tenants.models import Generation, Tenant
@@ -227,7 +227,7 @@ def test_what_is_read_and_its_number_are_of_one_moment(acme, key):
     """The label is written to be the number, so a caller with another one mixes two moments."""
     public_id = KeySecret.objects.get().public_id
     stop = threading.Event()
-    seen = []
+    seen: list[Caller] = []
 
     def relabel():
         try:

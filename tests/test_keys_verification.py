@@ -538,6 +538,6 @@ def test_a_look_up_gives_its_connection_back(acme):
     def all_back() -> bool:
         """Also those that were wanted, came too late for whoever waited, and count before they are there."""
         pool = ours.pool.get_stats()
-        return pool["pool_available"] >= pool["pool_size"] - 1
+        return bool(pool["pool_available"] >= pool["pool_size"] - 1)
 
     eventually(all_back)
