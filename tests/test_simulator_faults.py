@@ -305,18 +305,16 @@ def test_a_tool_call_comes_where_it_is_told_to(http, words, place):
 
 @pytest.mark.parametrize(
     ("words", "head_comes"),
-    [("first-2500", False), ("load-2500", False), ("silence-0-2500", True), ("silence-3-2500", True)],
+    [("first-500", False), ("load-500", False), ("silence-0-500", True), ("silence-3-500", True)],
 )
-def test_silence_falls_where_it_is_told_to(http, words, head_comes):
-    started = time.monotonic()
+def test_silence_falls_where_it_is_told_to(http, ollama, words, head_comes):
+    response = http.post("/api/chat", json={"model": f"fault-{words}", "messages": HELLO})
 
-    with http.stream("POST", "/api/chat", json={"model": f"fault-{words}", "messages": HELLO}) as response:
-        head_after = time.monotonic() - started
-        content = response.read()
-
-    assert (head_after < 2.5) == head_comes
-    assert time.monotonic() - started >= 2.5
-    assert b'"done":true' in content
+    # By the log of the server: when a head comes to a client is a matter of the machine.
+    [record] = ollama.calls
+    before, after = record.first_byte_at - record.started_at, record.ended_at - record.first_byte_at
+    assert (after if head_comes else before) >= 0.49
+    assert b'"done":true' in response.content
 
 
 def test_an_endless_stream_ignores_the_limit_until_the_client_leaves(ollama, http):
