@@ -144,8 +144,13 @@ class EmbeddedServer:
                 )
             time.sleep(0.01)
 
-    def _stop_leftover(self, pid_file: Path) -> None:
-        """Stop the server that wrote ``pid_file``, if it still runs on our directory."""
+    def pid_file(self) -> Path:
+        """Where a server that runs on our directory has written its process id."""
+        raise NotImplementedError
+
+    def stop_leftover(self) -> None:
+        """Stop the server that a crash left on our directory, and wait for its end; none there is fine."""
+        pid_file = self.pid_file()
         with contextlib.suppress(FileNotFoundError, ValueError):
             pid = int(pid_file.read_text().partition("\n")[0])
             children.stop_leftover(
@@ -171,13 +176,16 @@ class Postgres(EmbeddedServer):
     def url(self) -> str:
         return f"postgres://tollgate:{self._password()}@127.0.0.1:{self.port}/tollgate"
 
+    def pid_file(self) -> Path:
+        return (self.directory / "cluster").resolve() / "data" / "postmaster.pid"
+
     def start(self) -> None:
         _make_directory(self.directory, 0o711)
         account = _postgres_account()
         cluster = _reachable_directory(self.directory / "cluster", account)
         programs = _postgres_programs(cluster, account)
         data = cluster / "data"
-        self._stop_leftover(data / "postmaster.pid")
+        self.stop_leftover()
         created = self.directory / "created"
         if not created.exists():
             self._create(programs, data, account)
@@ -261,17 +269,19 @@ class Valkey(EmbeddedServer):
     def url(self) -> str:
         return f"redis://:{self._password()}@127.0.0.1:{self.port}/0"
 
+    def pid_file(self) -> Path:
+        return self.directory / "valkey.pid"
+
     def start(self) -> None:
         _make_directory(self.directory, 0o700)
-        pid_file = self.directory / "valkey.pid"
-        self._stop_leftover(pid_file)
+        self.stop_leftover()
         self.port = free_port()
         settings = {
             "bind": "127.0.0.1",
             "port": self.port,
             "requirepass": self._password(),
             "dir": _quoted(self.directory),
-            "pidfile": _quoted(pid_file),
+            "pidfile": _quoted(self.pid_file()),
             "databases": 64,
             "maxmemory-policy": "noeviction",
             "appendonly": "yes",

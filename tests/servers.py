@@ -66,11 +66,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def _prepare(cleanup: contextlib.ExitStack) -> None:
     """Start what is missing and put addresses and secrets into the environment."""
     directory = _throw_away_directory(cleanup)
+    postgres, valkey = _servers(directory)
     if "DATABASE_URL" not in os.environ:
-        postgres = Postgres(directory / "postgres", log=directory / "postgres.log", durable=False)
         os.environ["DATABASE_URL"] = cleanup.enter_context(postgres).url
     if "REDIS_URL" not in os.environ:
-        valkey = Valkey(directory / "valkey", log=directory / "valkey.log", durable=False)
         os.environ["REDIS_URL"] = os.environ["TOLLGATE_TEST_REDIS"] = cleanup.enter_context(valkey).url
     defaults = {
         "SECRET_KEY": make_trial_secret(),
@@ -81,6 +80,13 @@ def _prepare(cleanup: contextlib.ExitStack) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def _servers(directory: Path) -> tuple[Postgres, Valkey]:
+    return (
+        Postgres(directory / "postgres", log=directory / "postgres.log", durable=False),
+        Valkey(directory / "valkey", log=directory / "valkey.log", durable=False),
+    )
 
 
 def _take_own_share(number: int) -> None:
@@ -105,11 +111,15 @@ def _throw_away_directory(cleanup: contextlib.ExitStack) -> Path:
 
 
 def _remove_unless_in_use(directory: Path) -> None:
-    if directory.lstat().st_uid != os.geteuid():
-        return
-    with contextlib.suppress(FileNotFoundError, BlockingIOError), (directory / "lock").open("r") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove(directory)
+    with contextlib.suppress(FileNotFoundError, BlockingIOError):
+        if directory.lstat().st_uid != os.geteuid():
+            return
+        with (directory / "lock").open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # They end with the run that was killed, and write until they have.
+            for server in _servers(directory):
+                server.stop_leftover()
+            _remove(directory)
 
 
 def _remove(directory: Path) -> None:
