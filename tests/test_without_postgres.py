@@ -99,7 +99,7 @@ def test_past_the_backlog_nothing_is_admitted_and_running_streams_end_well(
 ) -> None:
     """F1, INV12: nothing drains while PostgreSQL is away, here because nobody does."""
     to_postgres, url = line
-    house.ollama.settings.piece_delay = 0.02
+    house.ollama.settings.piece_delay = 0.5
     house.ollama.fault("pieces-300")
 
     with Gateway(DATABASE_URL=url, MAX_BACKLOG="2") as gateway:
@@ -114,6 +114,7 @@ def test_past_the_backlog_nothing_is_admitted_and_running_streams_end_well(
             to_postgres.refuse()
             house.ollama.fault("pieces-1")
             answers = [chat(gateway, house.ada) for _ in range(4)]
+            house.ollama.settings.piece_delay = 0
             assert '"done":true' in list(lines)[-1]
 
     assert [answer.status_code for answer in answers] == [200, 200, 503, 503]
