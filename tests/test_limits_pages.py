@@ -139,7 +139,7 @@ def test_what_runs_counts_against_how_many_may_run(house: House) -> None:
     owner = a_person("owner", house.acme)
     whose: dict[str, Any] = {"scope": "key", "key": house.ada.key, "actor": "test"}
     services.set_rate_limit(measure="concurrent_requests", limit=2, **whose)
-    house.ollama.fault("silence-1-10000")
+    house.ollama.fault("silence-1-60000")
     body = {"model": "tiny:1b", "messages": [{"role": "user", "content": "hello"}]}
 
     with house.ada.http.stream("POST", "/api/chat", json=body) as stream:
