@@ -23,7 +23,7 @@ EVERYWHERE = "0.0.0.0"  # noqa: S104 - who may listen there is what is tested
     ("key", "pepper", "told"),
     [
         pytest.param(GOOD, OTHER, "", id="good"),
-        pytest.param(secrets.token_hex(32), secrets.token_hex(16), "", id="hexadecimal"),
+        pytest.param(secrets.token_hex(32), "0123456789abcdef" * 2, "", id="hexadecimal"),
         pytest.param(GOOD[:49], OTHER, "SECRET_KEY has 49 characters and needs 50", id="short"),
         pytest.param(GOOD, OTHER[:31], "KEY_PEPPER has 31 characters and needs 32", id="short pepper"),
         pytest.param("abc" * 20, OTHER, "made of 3 different", id="few characters"),
