@@ -111,6 +111,7 @@ def _throw_away_directory(cleanup: contextlib.ExitStack) -> Path:
 
 
 def _remove_unless_in_use(directory: Path) -> None:
+    # The run whose it is may end, and remove it, at any moment.
     with contextlib.suppress(FileNotFoundError, BlockingIOError):
         if directory.lstat().st_uid != os.geteuid():
             return
