@@ -11,7 +11,7 @@ from playwright.sync_api import Locator, Page
 from config.embedded import Valkey
 from proxy.simulator.server import SimulatorThread
 from tenants.models import User
-from tests.browser import PATIENCE_MS, Browser, enter
+from tests.browser import Browser, enter
 from tests.browser_thread import expect
 from tests.conftest import House, furnish
 from tests.counting import with_redis_at
@@ -53,8 +53,7 @@ def test_a_lost_socket_is_told_of_and_the_page_is_live_again_by_itself(house, br
             next(lines)
             line.take_again()
 
-            # The longest pause between two tries is as long as the patience of a test.
-            expect(state_of(page)).to_contain_text("Live.", timeout=2 * PATIENCE_MS)
+            expect(state_of(page)).to_contain_text("Live.")
             expect(page.get_by_role("cell", name="tiny:1b")).to_be_visible()
 
 
