@@ -10,6 +10,7 @@ other commands then run in it, and beside a running quickstart they use its
 servers, unless ``DATABASE_URL`` names others.
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -43,17 +44,22 @@ def main() -> None:
 
 
 def _run_in_django(command: str) -> None:
+    import django
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
 
     from audit.origins import origin
     from config.data_directory import join_running_quickstart
+    from config.loading import loading
 
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
     join_running_quickstart(os.environ)
     origin.set(f"command {command} on {socket.gethostname()}")
     if command == "help":
         sys.stdout.write(f"{__doc__}\n")
+    # Without settings there is nothing to load, and the next lines say so.
+    with contextlib.suppress(ImproperlyConfigured), loading():
+        django.setup()
     try:
         execute_from_command_line(sys.argv)
     except ImproperlyConfigured as exc:

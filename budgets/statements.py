@@ -24,7 +24,6 @@ from django.db.models import Case, F, Max, QuerySet, Sum, When
 from budgets.models import ClosedMonth, LedgerEntry, Statement
 from budgets.open_months import following
 from budgets.pricing import usd_in_full
-from budgets.statement_pdf import pdf_of
 from budgets.usage import FIGURES, SUMS, Selection, totals
 from tenants.spreadsheets import harmless
 
@@ -75,6 +74,9 @@ def draw_up(closing: ClosedMonth) -> Statement:
         prices=prices_of(selection),
         **totals(selection),
     )
+    # What draws on paper is much to load, and no other command or process needs it.
+    from budgets.statement_pdf import pdf_of
+
     for figure in FIGURES:
         if sum(line[figure] for line in statement.lines) != getattr(statement, figure):
             raise RuntimeError(f"the lines of statement {statement} do not add up to its {figure}")

@@ -1,8 +1,7 @@
 """One worker process: ``python -m config.serve HOST PORT READY_FD``.
 
 A module of its own, started afresh by ``manage.py serve``: the event loop has to
-be chosen before anything imports Daphne, and that happens with the first look
-at the installed applications.
+be chosen before anything imports Daphne.
 """
 
 from __future__ import annotations
@@ -61,9 +60,11 @@ def main(host: str, port: int, ready_fd: int) -> int:
 
     from django.utils.module_loading import import_string
 
-    application = import_string(settings.ASGI_APPLICATION)
+    from config.loading import loading
 
-    from config.daphne_server import GatewayServer
+    with loading():
+        application = import_string(settings.ASGI_APPLICATION)
+        from config.daphne_server import GatewayServer
 
     def ready() -> None:
         os.write(ready_fd, b"r")

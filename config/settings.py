@@ -36,7 +36,7 @@ INSTALLED_APPS = [
     "keys",
     "tenants",
     "audit",
-    "daphne",
+    "config.daphne_app.DaphneCommands",
     # Its templates come before those of Django's admin.
     "unfold.apps.BasicAppConfig",
     "config.admin_app.OperatorsAdmin",

@@ -1,7 +1,10 @@
 """Imports go down only; see docs/architecture.md."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +77,17 @@ def test_every_advisory_lock_has_a_number_of_its_own():
 
     assert len(holders) > 3
     assert len(set(holders.values())) == len(holders), holders
+
+
+def test_commands_do_not_load_the_server_or_what_writes_papers_and_workbooks():
+    """Each of these takes as long to load as all of ours together."""
+    loads = "import django, sys; django.setup(); print(*sorted(sys.modules))"
+
+    done = subprocess.run(
+        [sys.executable, "-c", loads], cwd=ROOT, capture_output=True, text=True, check=True,
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "config.settings"},
+    )  # fmt: skip
+
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert {"daphne", "budgets"} <= loaded
+    assert loaded & {"twisted", "autobahn", "reportlab", "xlsxwriter"} == set()

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pypdf import PdfReader
 
-from budgets import month_closing, statements
+from budgets import month_closing, statement_pdf, statements
 from budgets.corrections import correct_usage
 from budgets.models import ClosedMonth, Statement
 from budgets.month_closing import close_month
@@ -69,7 +69,7 @@ def of_month(tenant: Tenant, month: date) -> dict[str, int]:
 
 def test_numbers_have_no_gap_where_a_closing_fails(acme: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(statements, "pdf_of", lambda _: 1 / 0)
+        patch.setattr(statement_pdf, "pdf_of", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             drawn(acme, ago(2))
 

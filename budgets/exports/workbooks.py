@@ -7,19 +7,21 @@ from collections.abc import Generator, Iterator
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import xlsxwriter
 from django.core.exceptions import ValidationError
 from django.db import connection
 from django.utils.translation import gettext_lazy as _
-from xlsxwriter.format import Format
-from xlsxwriter.worksheet import Worksheet
 
 from budgets.exports.columns import Column
 from budgets.exports.lines import CHUNK_BYTES
 from budgets.exports.orders import Order
 from budgets.exports.queries import Query
+
+if TYPE_CHECKING:
+    from xlsxwriter import Workbook
+    from xlsxwriter.format import Format
+    from xlsxwriter.worksheet import Worksheet
 
 # A sheet has 2**20, and one is the head.
 MOST_ROWS = 2**20 - 1
@@ -59,10 +61,13 @@ class Sheet:
                     yield chunk
 
     def _written(self, path: Path, directory: str) -> Iterator[bytes]:
+        # Few processes ever write one, and it takes a while to load.
+        from xlsxwriter import Workbook
+
         columns = self._order.profile.columns
         sql, parameters = self._query
         cells = ", ".join(f'{column.in_workbook()} AS "{column.name}"' for column in columns)
-        workbook = xlsxwriter.Workbook(str(path), {"constant_memory": True, "tmpdir": directory})
+        workbook = Workbook(str(path), {"constant_memory": True, "tmpdir": directory})
         workbook.set_properties({"created": CREATED})
         head = workbook.add_format({"bold": True})
         formats = [_format_of(column, workbook) for column in columns]
@@ -84,7 +89,7 @@ class Sheet:
         workbook.close()
 
 
-def _format_of(column: Column, workbook: xlsxwriter.Workbook) -> Format | None:
+def _format_of(column: Column, workbook: Workbook) -> Format | None:
     if column.kind == "fixed":
         return workbook.add_format({"num_format": f"0.{'0' * column.places}"})
     return workbook.add_format({"num_format": "yyyy-mm-dd"}) if column.kind == "day" else None
