@@ -365,7 +365,7 @@ def test_before_a_tenant_is_suspended_its_page_shows_what_that_does(olga, house,
     assert f"Running calls that are cut: {len(running)}." in asked
     assert state_before == "active"
     assert re.fullmatch(
-        rf"Suspended 1 of 1 tenants; in force everywhere after \d\.\d\d s\. "
+        rf"Suspended 1 of 1 tenants; in force everywhere after \d+\.\d\d s\. "
         rf"Running calls with them: {len(running)}\.",
         messages_of(done),
     )
