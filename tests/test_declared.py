@@ -180,7 +180,7 @@ def test_what_a_file_does_not_name_stays_unless_it_is_pruned():
 MORE = """
 version: 1
 tenants:
-- {slug: physics, name: Physics, max_key_days: 400}
+- {slug: physics, name: Physics, max_key_days: 3600}
 teams:
 - {tenant: physics, name: Research}
 service_accounts:
@@ -189,7 +189,7 @@ keys:
 - tenant: physics
   service_account: nightly-build
   label: ci
-  expires_at: 2027-11-01T00:00:00+00:00
+  expires_at: 2035-11-01T00:00:00+00:00
   scopes: [chat, models]
   address_blocks: [192.0.2.7, "2001:DB8::/32"]
   prompt_log_days: 3
@@ -211,8 +211,8 @@ def prompts_can_be_kept(settings):
 @pytest.mark.parametrize(
     ("was", "shall_be", "line"),
     [
-        ("max_key_days: 400", "max_key_days: 380", "~ tenants slug=physics  max_key_days: 400 -> 380"),
-        ("max_key_days: 400", "max_key_days: 400, language: de", "~ tenants slug=physics  language:  -> de"),
+        ("max_key_days: 3600", "max_key_days: 3500", "~ tenants slug=physics  max_key_days: 3600 -> 3500"),
+        ("max_key_days: 3600", "max_key_days: 3600, language: de", "~ tenants slug=physics  language:  -> de"),
         (", team: Research", "", "~ service_accounts tenant=physics name=nightly-build  team: Research -> nothing"),  # noqa: E501
         ("disabled: true", "disabled: false", "~ keys tenant=physics service_account=nightly-build label=ci  disabled: True -> False"),  # noqa: E501
         ("scopes: [chat, models]", "scopes: [chat]", "~ keys tenant=physics service_account=nightly-build label=ci  scopes: ['chat', 'models'] -> ['chat']"),  # noqa: E501
