@@ -174,6 +174,9 @@ MFA_ADAPTER = "config.signing_in.SecondFactors"
 MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_ALLOW_UNVERIFIED_EMAIL = True
 MFA_RECOVERY_CODES_SHOW_ONCE = True
+# A code may change while it is typed, and a telephone's clock may be off: the one before and the one after
+# open as well, as RFC 6238, 5.2 has it.
+MFA_TOTP_TOLERANCE = 1
 
 SOCIALACCOUNT_ADAPTER = "config.signing_in.Outside"
 # Whoever the other side has verified is the person here with that address.

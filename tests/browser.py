@@ -25,7 +25,6 @@ from allauth.mfa.totp.internal.auth import (
     format_hotp_value,
     generate_totp_secret,
     hotp_value,
-    yield_hotp_counters_from_time,
 )
 from axe_playwright_python.base import AXE_SCRIPT
 from django.conf import settings
@@ -37,7 +36,7 @@ from playwright.sync_api import ConsoleMessage, Locator, Page, Playwright, Reque
 
 from tenants.models import User
 from tests.browser_thread import BrowserThread, expect
-from tests.conftest import PATIENCE_SECONDS, House, eventually
+from tests.conftest import PATIENCE_SECONDS, House
 from tests.people import a_person
 
 # What a page shows has gone through a gateway, a socket and a browser, each as slow as the machine; and a
@@ -46,8 +45,6 @@ PATIENCE_MS = 3 * PATIENCE_SECONDS * 1000
 # Some look at twenty pages in half a minute, and a machine with other work takes ten times as long.
 # What never comes ends a test sooner, by the patience above.
 LONGEST_SECONDS = 600
-# So long may it take from the look at a code of an app until the gateway has it.
-CODE_SECONDS = 10
 # Set where a run without a browser would be a run of half the tests.
 NEEDED = "TOLLGATE_NEEDS_BROWSER"
 MISSING = f"no Chromium here; get one by: apt-get install chromium (with {NEEDED}=1 this is a failure)"
@@ -201,10 +198,9 @@ def _hashed() -> str:
     return hasher.encode(PASSWORD, hasher.salt())
 
 
-def totp_code(secret: str) -> str:
-    """What an authenticator app shows for a secret now; it stays good for long enough to be sent."""
-    eventually(lambda: time.time() % app_settings.TOTP_PERIOD < app_settings.TOTP_PERIOD - CODE_SECONDS)
-    return format_hotp_value(hotp_value(secret, next(yield_hotp_counters_from_time())))
+def totp_code(secret: str, ahead: int = 0) -> str:
+    """What an authenticator app shows for a secret now, or so many codes later."""
+    return format_hotp_value(hotp_value(secret, int(time.time()) // app_settings.TOTP_PERIOD + ahead))
 
 
 def fill_in_code(field: Locator, secret: str) -> None:

@@ -167,6 +167,19 @@ def test_with_a_second_factor_the_password_alone_opens_nothing(strict, root):
         assert signed_in(browser)
 
 
+@pytest.mark.parametrize(("ahead", "opens"), [(1, True), (-2, False)])
+def test_a_code_opens_half_a_minute_before_and_after_its_time(strict, root, ahead, opens):
+    with a_browser(strict) as browser:
+        sign_in(browser, "root")
+        secret, _ = set_up_totp(browser)
+
+    with a_browser(strict) as browser:
+        sign_in(browser, "root")
+        send(browser, "/account/2fa/authenticate/", code=totp_code(secret, ahead))
+
+        assert signed_in(browser) is opens
+
+
 def test_recovery_codes_open_once_each_and_are_shown_once(strict, root):
     with a_browser(strict) as browser:
         sign_in(browser, "root")
