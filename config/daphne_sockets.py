@@ -15,6 +15,8 @@ LONGEST_MESSAGE_BYTES = 1024
 # Who does not answer a ping is gone, whatever the network says.
 PING_SECONDS = 10
 PONG_SECONDS = 5
+# Who may see what is asked of the database, which may be busy.
+HANDSHAKE_SECONDS = 20
 REASON_BYTES = 123
 TEXT = 1
 
@@ -94,4 +96,5 @@ class SocketFactory(WebSocketFactory):  # type: ignore[misc]  # the server's pac
             # With a code, so that whoever writes clients learns why.
             failByDrop=False,
             autoPingTimeout=PONG_SECONDS,
+            openHandshakeTimeout=HANDSHAKE_SECONDS,
         )
