@@ -160,6 +160,7 @@ INVALID_NAMES = [
     "tiny@sha256:" + "0" * 64,
     "tiny:latest:latest",
     "tiny:cloud:local",
+    "tiny :local",
     "tiny:local:cloud",
     "tiny:local:local",
     "na.me/tiny",

@@ -90,7 +90,7 @@ def test_whatever_upstream_reads_as_a_local_model_is_read_here_as_the_same(name)
     except upstream_names.BadName:
         return
     # Upstream takes anything for a scheme and drops it; here it has to look like one.
-    scheme, found, _ = name.strip().partition("://")
+    scheme, found, _ = name.strip(upstream_names.GO_SPACE).partition("://")
     if read_upstream.cloud or (found and not re.fullmatch("[A-Za-z0-9+.-]+", scheme)):
         return
 

@@ -88,7 +88,7 @@ def _cut_source(name: str) -> tuple[str, str]:
         return name, ""
     ending = last.strip(GO_SPACE).lower()
     if ending in ("local", "cloud"):
-        return rest.strip(GO_SPACE), ending
+        return rest, ending
     if ending.endswith("-cloud") and "/" not in ending:
         return f"{rest}:{last.strip(GO_SPACE)[: -len('-cloud')]}", "cloud"
     return name, ""
