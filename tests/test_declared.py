@@ -212,7 +212,7 @@ def prompts_can_be_kept(settings):
     ("was", "shall_be", "line"),
     [
         ("max_key_days: 3600", "max_key_days: 3500", "~ tenants slug=physics  max_key_days: 3600 -> 3500"),
-        ("max_key_days: 3600", "max_key_days: 3600, language: de", "~ tenants slug=physics  language:  -> de"),
+        ("name: Physics", "name: Physics, language: de", "~ tenants slug=physics  language:  -> de"),
         (", team: Research", "", "~ service_accounts tenant=physics name=nightly-build  team: Research -> nothing"),  # noqa: E501
         ("disabled: true", "disabled: false", "~ keys tenant=physics service_account=nightly-build label=ci  disabled: True -> False"),  # noqa: E501
         ("scopes: [chat, models]", "scopes: [chat]", "~ keys tenant=physics service_account=nightly-build label=ci  scopes: ['chat', 'models'] -> ['chat']"),  # noqa: E501
