@@ -43,8 +43,10 @@ pytest_plugins = ["tests.browser", "tests.receivers"]
 # Only what never comes takes as long; a machine with other work may need some of it.
 PATIENCE_SECONDS = 30
 
-# How long an example takes is a matter of what else the machine does.
-hypothesis.settings.register_profile("tests", deadline=None)
+# How long an example takes is a matter of what else the machine does. A run tries the same examples as the
+# one before, so what fails is what was changed; ``--hypothesis-profile=search`` looks for others.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("search", deadline=None, derandomize=False)
 hypothesis.settings.load_profile("tests")
 
 
