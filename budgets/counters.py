@@ -11,7 +11,7 @@ import hashlib
 import struct
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -119,6 +119,11 @@ def packed(numbers: Sequence[float]) -> bytes:
     return struct.pack(f"<{len(numbers)}d", *numbers)
 
 
+def as_text(amounts: Iterable[int]) -> str:
+    """What is held for a call on each counter, as it stands in the hold."""
+    return " ".join(map(str, amounts))
+
+
 async def run(script: Script, keys: list[str], *arguments: Any) -> Any:
     """Run a script on the path of a request; raises ``RedisError``."""
     redis = redis_async()
@@ -167,11 +172,10 @@ class CallOfScript(Part):
             # Redis has restarted and knows no script, or one of the others asked for what cannot be
             # done. The scripts write nothing until all is read, so this is no second time.
             keys, arguments = self.keys_and_arguments([self])
-            (said,) = await redis_async().call("EVAL", self.script.text, len(keys), *keys, *arguments)
-            return said
+            reply = await redis_async().call("EVAL", self.script.text, len(keys), *keys, *arguments)
+            return self.replies([self], reply)[0]
 
     def run_now(self) -> Any:
         """``run`` where blocking does no harm."""
         keys, arguments = self.keys_and_arguments([self])
-        (said,) = run_now(self.script, keys, *arguments)
-        return said
+        return self.replies([self], run_now(self.script, keys, *arguments))[0]

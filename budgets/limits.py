@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from math import inf
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from budgets.reservations import Reservation
 
 Row = TypeVar("Row", Budget, RateLimit)
+One = TypeVar("One")
 
 REMEMBERED_KEYS = 10_000
 # For each of them.
@@ -121,9 +122,10 @@ class Counting:
 
     ``keys`` are the counters' names. ``as_json`` is what the ledger has to know
     of the counters. ``units`` are those that are counted, ``unit_of`` says of each
-    counter which one of them is its. ``terms`` is what reserve.lua has to know of each,
-    packed: kind, limit and whether it may refuse; which unit, from 1 on; from when to when
-    (ms) these are the counter and its limit; and the second at which the counter may go.
+    counter which one of them is its; ``refusing`` are those of which a limit may
+    refuse. ``terms`` is what reserve.lua has to know of each, packed: kind, limit and
+    whether it may refuse; which unit, from 1 on; from when to when (ms) these are the counter
+    and its limit; and the second at which the counter may go.
     ``last`` is the call admitted last, where the tenant has credit.
     """
 
@@ -133,6 +135,7 @@ class Counting:
     as_json: orjson.Fragment
     units: tuple[str, ...]
     unit_of: tuple[int, ...]
+    refusing: frozenset[int]
     terms: bytes
     _since_ms: float
     _until_ms: float
@@ -162,6 +165,9 @@ class Counting:
             as_json=orjson.Fragment(orjson.dumps([counter.as_list() for counter in counters])),
             units=units,
             unit_of=tuple(units.index(limit.unit) for limit in limits),
+            refusing=frozenset(
+                units.index(limit.unit) for limit in limits if limit.hard and limit.limit is not None
+            ),
             terms=packed(terms),
             _since_ms=max((since for since, _ in stays if since is not None), default=-inf),
             _until_ms=min(
@@ -171,6 +177,10 @@ class Counting:
                 default=inf,
             ),
         )
+
+    def of_each(self, by_unit: Sequence[One]) -> tuple[One, ...]:
+        """Of what there is of each unit, that of each counter."""
+        return tuple([by_unit[number] for number in self.unit_of])
 
     def is_of(self, now_ms: float) -> bool:
         """Whether every period is the present one, and every limit the one that holds."""

@@ -26,6 +26,7 @@ from budgets.counters import (
     CallOfScript,
     Counter,
     Script,
+    as_text,
     hold_key,
     packed,
 )
@@ -46,7 +47,8 @@ class Moments:
     first_byte_ms: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+# Made for every call: a frozen one takes three times as long.
+@dataclass(slots=True, eq=False)
 class Settlement(CallOfScript):
     """One call's end and the counters it changes, in the order in which its hold names them."""
 
@@ -59,6 +61,8 @@ class Settlement(CallOfScript):
     admitted_ms: int
     counters: tuple[Counter, ...]
     amounts: tuple[int, ...]
+    # What is held on each counter as far as whoever admitted it knows; None: nobody knows.
+    held: tuple[int, ...] | None = None
 
     async def book(self) -> str:
         """Book it; returns what the script says. A repeat changes nothing. Raises ``RedisError``."""
@@ -81,17 +85,23 @@ class Settlement(CallOfScript):
         arguments: list[Any] = []
         for _, kindred in groupby(calls, key=lambda call: call.kin):
             group = list(kindred)
-            about = [len(group)]
-            for counter in group[0].counters:
+            counters = group[0].counters
+            about = [len(group), MARK_SECONDS, MARK_OF_VOID_SECONDS, len(counters)]
+            for counter in counters:
                 keys.append(counter.key)
                 about += (NUMBERS_OF_KINDS[counter.kind], counter.expires or NONE)
-            arguments.append(packed(about))
+            arguments.append(packed(about + _sums(group)))
             for call in group:
-                mark = MARK_OF_VOID_SECONDS if call.mode == "void" else MARK_SECONDS
                 keys.append(hold_key(call.request_id))
-                numbers = packed([call.admitted_ms, mark, *call.amounts])
-                arguments += (call.request_id, call.mode, call.call, call.end, numbers)
+                held = "" if call.held is None else as_text(call.held)
+                numbers = packed([call.admitted_ms, *call.amounts])
+                arguments += (call.request_id, call.mode, call.call, call.end, held, numbers)
         return keys, arguments
+
+    @classmethod
+    def replies(cls, parts: Sequence[Settlement], reply: Any) -> Sequence[bytes]:
+        told: list[bytes] = reply
+        return told
 
     def as_json(self) -> dict[str, Any]:
         """For the spool; ``from_json`` reads it back."""
@@ -112,6 +122,29 @@ class Settlement(CallOfScript):
         )
 
 
+def _sums(group: Sequence[Settlement]) -> list[int]:
+    """What the calls of a group used and hold on each counter, all together, by the second of admission.
+
+    Three parts for each: the second, what was used, what was held. Empty if one
+    of them has to be looked at alone.
+    """
+    if any(call.mode != "settle" or call.held is None for call in group):
+        return []
+    sums: list[int] = []
+    for second, several in groupby(group, key=lambda call: call.admitted_ms // 1000):
+        those = list(several)
+        sums += (
+            second,
+            *_columns(call.amounts for call in those),
+            *_columns(call.held or () for call in those),
+        )
+    return sums
+
+
+def _columns(rows: Iterable[tuple[int, ...]]) -> list[int]:
+    return [sum(column) for column in zip(*rows, strict=True)]
+
+
 def settlement(
     *,
     request_id: str,
@@ -129,15 +162,20 @@ def settlement(
     moments: Moments,
     refused_by: list[list[Any]] | None = None,
     refusal: str = "",
+    held: tuple[int, ...] | None = None,
 ) -> Settlement:
     """The settlement of a call that used ``usage``; None: no model worked on it, and nothing is counted.
 
     ``refused_by``: name and counter of each shadow limit that would have refused the call.
+    ``held``: what is held for it on each counter, where that is known.
     """
     spent = NOTHING if usage is None else within(usage, input_bound, output_cap, gpu_cap_ms)
     worked = usage is not None
     counters = tuple(counters)
-    amounts = tuple(used(counter.unit, spent, price, worked=worked) for counter in counters)
+    spent_in = {
+        unit: used(unit, spent, price, worked=worked) for unit in {counter.unit for counter in counters}
+    }
+    amounts = tuple([spent_in[counter.unit] for counter in counters])
     end = {
         "outcome": outcome,
         "status": status,
@@ -162,4 +200,4 @@ def settlement(
         "amounts": amounts,
         "refused_by": refused_by or [],
     }
-    return Settlement(request_id, mode, call, orjson.dumps(end), admitted_ms, counters, amounts)
+    return Settlement(request_id, mode, call, orjson.dumps(end), admitted_ms, counters, amounts, held)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -43,7 +43,7 @@ from budgets.exceptions import (
     TooLarge,
     UpstreamKilled,
 )
-from budgets.reservations import Standing
+from budgets.reservations import Figures, Standing
 from keys.exceptions import InvalidKey, KeysUnavailable
 from proxy.calls import Dialect, Framing, Route
 from proxy.exceptions import (
@@ -415,6 +415,13 @@ def limit_headers(standings: Iterable[Standing], dialect: Dialect) -> dict[str, 
             as_instant = dialect is Dialect.ANTHROPIC
             headers[reset] = _instant(least.reset_seconds) if as_instant else _duration(least.reset_seconds)
     return headers
+
+
+# Calls that were admitted as one are told the same.
+@lru_cache(maxsize=1_000)
+def headers_of(figures: Figures, dialect: Dialect) -> Mapping[str, str]:
+    """``limit_headers`` of what the counters of a call said."""
+    return limit_headers(figures.standing, dialect)
 
 
 _UNITS = {

@@ -27,7 +27,7 @@ from proxy.calls import Call, Dialect, Framing, Route
 from proxy.catalog import catalog
 from proxy.clamping import described
 from proxy.dialects import anthropic, ollama, openai
-from proxy.errors import INTERNAL, code_of, dialect_of, limit_headers, render, status_of
+from proxy.errors import INTERNAL, code_of, dialect_of, headers_of, limit_headers, render, status_of
 from proxy.exceptions import NoModels, RouteRefused, SecretInUrl, UnsupportedMedia
 from proxy.metering import meter_for
 from proxy.permits import expiry_headers, in_utc
@@ -130,7 +130,7 @@ def _headers(admission: Admission, framing: Framing) -> dict[str, str]:
     headers = {
         "Content-Type": CONTENT_TYPES[framing],
         "X-Accel-Buffering": "no",
-        **limit_headers(reservation.standing, admission.call.route.dialect),
+        **headers_of(reservation.figures, admission.call.route.dialect),
         **expiry_headers(reservation.caller),
     }
     if reservation.loan is not None:

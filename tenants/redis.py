@@ -60,7 +60,12 @@ class Part(ABC):
     @classmethod
     @abstractmethod
     def command(cls, parts: Sequence[Self]) -> tuple[Any, ...]:
-        """One command for all of these; its reply is a list with one element for each."""
+        """One command for all of these."""
+
+    @classmethod
+    @abstractmethod
+    def replies(cls, parts: Sequence[Self], reply: Any) -> Sequence[Any]:
+        """What the reply to their command says of each of these."""
 
 
 _Waiting = tuple[tuple[Any, ...] | Part, asyncio.Future[Any]]
@@ -68,14 +73,15 @@ _Waiting = tuple[tuple[Any, ...] | Part, asyncio.Future[Any]]
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A command and who waits for its reply, each for an element of it if it was made of ``parts``."""
+    """A command and who waits for its reply; if it was made of ``parts``, each for what it says of one."""
 
     command: tuple[Any, ...]
     replies: Sequence[asyncio.Future[Any]]
-    of_parts: bool
+    parts: Sequence[Part] = ()
 
     def answer(self, value: Any) -> None:
-        for reply, one in zip(self.replies, value if self.of_parts else [value], strict=True):
+        values = type(self.parts[0]).replies(self.parts, value) if self.parts else [value]
+        for reply, one in zip(self.replies, values, strict=True):
             if not reply.done():
                 reply.set_result(one)
 
@@ -93,12 +99,12 @@ def _commands(batch: Sequence[_Waiting]) -> list[_Sent]:
         if isinstance(asked, Part):
             parts[type(asked)].append((asked, reply))
         else:
-            sent.append(_Sent(asked, (reply,), of_parts=False))
+            sent.append(_Sent(asked, (reply,)))
     for kind, several in parts.items():
         several.sort(key=lambda one: one[0].kin)
         for start in range(0, len(several), MOST_PARTS):
             together, replies = zip(*several[start : start + MOST_PARTS], strict=True)
-            sent.append(_Sent(kind.command(together), replies, of_parts=True))
+            sent.append(_Sent(kind.command(together), replies, together))
     return sent
 
 

@@ -12,6 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from benchmarks.counting import Count, counted
+from budgets.counters import hold_key
 from budgets.exceptions import CountersUnavailable, LimitReached, StaleCaller
 from budgets.limits import Limit
 from budgets.reservations import Reservation, release, reserve, settle
@@ -113,7 +114,7 @@ def test_together_is_decided_and_booked_as_one_by_one(
 
 def _told(outcome: Any) -> Any:
     if isinstance(outcome, Reservation):
-        return outcome.output_cap, outcome.capped_by, outcome.totals()
+        return outcome.output_cap, outcome.capped_by, [name for name, *_ in outcome.would_have_refused()]
     assert isinstance(outcome, LimitReached)
     return type(outcome), [(one.name, one.remaining) for one in outcome.standing]
 
@@ -129,14 +130,16 @@ def test_callers_that_share_a_counter_see_what_the_other_was_granted() -> None:
     assert figures(running) == (7, 0)
 
 
-def test_a_repeat_that_comes_together_with_the_first_holds_once() -> None:
-    budget, running = a_budget(60), concurrency(5)
+@pytest.mark.parametrize("room", [60, 1000])
+def test_a_repeat_that_comes_together_with_the_first_holds_once(room: int) -> None:
+    budget, running = a_budget(room), concurrency(5)
     caller, demand = ada(budget, running), a_demand(10, 100)
 
     first, second = together(reserve(caller, demand), reserve(caller, demand))
 
-    assert (first.output_cap, first.capped_by) == (second.output_cap, second.capped_by) == (50, budget.name)
-    assert figures(budget) == (0, 60)
+    assert (first.output_cap, first.capped_by) == (second.output_cap, second.capped_by)
+    assert first.output_cap == min(100, room - 10)
+    assert figures(budget) == (0, min(110, room))
     assert figures(running) == (1, 0)
 
 
@@ -175,3 +178,55 @@ def test_a_counter_that_cannot_be_read_fails_its_own_calls_only() -> None:
     assert [type(one) for one in outcomes] == [Reservation, CountersUnavailable, Reservation]
     assert figures(budget) == (0, 220)
     assert len(open_holds()) == 2
+
+
+def test_calls_that_are_admitted_as_one_are_told_the_same() -> None:
+    budget, rate = a_budget(10**6), a_rate(1000)
+    caller = ada(budget, rate)
+
+    reservations = together(*(reserve(caller, a_demand(10, 100)) for _ in range(4)))
+
+    assert len({id(one.figures) for one in reservations}) == 1
+    assert [one.remaining for one in reservations[0].standing] == [10**6 - 4 * 110, 996]
+    assert all(redis().hget(hold_key(one.request_id), "amounts") == b"110 1" for one in reservations)
+
+
+def test_who_exceeds_a_limit_that_only_counts_is_told_from_who_came_before() -> None:
+    caller = ada(a_budget(220, hard=False))
+
+    reservations = together(*(reserve(caller, a_demand(10, 100)) for _ in range(4)))
+
+    assert [len(one.would_have_refused()) for one in reservations] == [0, 0, 1, 1]
+
+
+def test_a_hold_that_is_not_as_its_owner_knows_it_is_booked_alone() -> None:
+    budget, rate, running = a_budget(1000), a_rate(1000, "tokens"), concurrency(5)
+    caller = ada(budget, rate, running)
+    reservations = together(*(reserve(caller, a_demand(10, 100)) for _ in range(3)))
+    # As if more had been granted to it, of which its process has not heard.
+    redis().hset(hold_key(reservations[1].request_id), "amounts", "130 110 1")
+    redis().hincrby(counter_of(budget).key, "held", 20)
+
+    together(*map(ending, reservations))
+
+    assert figures(budget) == (3 * 25, 0)
+    assert figures(rate) == (3 * 25, 0)
+    assert figures(running) == (0, 0)
+    assert records_counted() == len(records()) == 3
+
+
+def test_calls_that_end_together_are_booked_in_the_seconds_in_which_they_came() -> None:
+    rate = a_rate(1000, "tokens")
+    caller = ada(rate)
+    reservations = together(*(reserve(caller, a_demand(10, 100)) for _ in range(3)))
+    # What lies in the next second is another call's.
+    key, second = counter_of(rate).key, reservations[0].admitted_at_ms // 1000
+    redis().hincrby(key, str(second + 1), 110)
+    redis().hincrby(key, "sum", 110)
+    reservations[2].admitted_at_ms += 1000
+
+    together(*map(ending, reservations))
+
+    seconds = redis().hgetall(key)
+    assert (int(seconds[str(second).encode()]), int(seconds[str(second + 1).encode()])) == (160, 25)
+    assert int(seconds[b"sum"]) == 185

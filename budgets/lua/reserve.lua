@@ -1,8 +1,9 @@
 -- Set room aside for calls, for each on every counter it is counted on or on none.
 --
--- Calls that come at the same moment come together. They are decided one after the other, each as
--- if it had come alone; what a counter says is read once and written once for all of them. Calls
--- of a group have the same caller and the same counters.
+-- Calls that come at the same moment come together; what a counter says is read once and written
+-- once for all of them. Calls of a group have the same caller and the same counters. Where there
+-- is room for all that a group wishes, it is admitted as one, which costs as much as a single call
+-- but for the holds. Else its calls are decided one after the other, each as if it had come alone.
 --
 -- KEYS[1]     open holds, scored by deadline (ms)
 -- KEYS[2]     epoch of the counters
@@ -11,34 +12,38 @@
 -- KEYS[5]     number of records the ledger has taken
 -- KEYS[6]     the latest time seen (ms)
 -- KEYS[7..]   of each group its counters, then the holds of its calls
--- ARGV        of each group three: the epoch that the counters must have; the subject of the tenant
---             among the generations; numbers. Then of each of its calls three: request id; what is
---             known of it, JSON, kept in the hold for whoever settles it; numbers.
+-- ARGV[1]     the epoch that the counters must have
+-- ARGV[2]     numbers
+-- ARGV[3..]   of each group two: the subject of the tenant among the generations; numbers. Then of
+--             each of its calls four: request id; what is known of it, JSON, kept in the hold for
+--             whoever settles it; what all that it wishes costs each counter, as text; numbers.
 --
 -- Numbers are little-endian doubles; what is missing or endless is -1.
+-- Those of all: the time that the caller takes it to be here, ms, and by how much it may be wrong;
+-- the latest time at which it was told that a call was admitted, ms; records that may wait for the
+-- ledger.
 -- Those of a group: how many calls it has; generations of the tenant and the platform in the
--- caller's snapshot; then seven for each counter:
+-- caller's snapshot; ms since 1970 at which the key expires; ms a hold lasts without a
+-- heartbeat, -1 to only look; how many charges a call has; of each of these what it comes to for all
+-- calls together, and all that they wish; then seven for each counter:
 --             kind (0 budget, 1 rate, 2 leases); limit; whether it may refuse (1 or 0); which of
 --             the charges of a call is its, from 1 on; from when to when, ms, this is the counter
 --             and this the limit; s since 1970 at which the counter may go, negative if each
 --             call puts that off
 -- Those of a call:
---             the time that the caller takes it to be here, ms, and by how much it may be wrong;
---             the latest time at which it was told that a call was admitted, ms; ms since 1970 at
---             which the key expires; records that may wait for the ledger; ms the hold lasts
---             without a heartbeat, -1 to only look; output tokens wished for, and those with
---             which the call is still of use; ms of GPU time wished for, and those; then five for
---             each charge: whole, rest, rate, per and GPU rate of
---             whole + ceil((rest + output * rate + gpu * GPU rate) / per)
+--             output tokens wished for, and those with which the call is still of use; ms of
+--             GPU time wished for, and those; then five for each charge: whole, rest, rate, per and
+--             GPU rate of whole + ceil((rest + output * rate + gpu * GPU rate) / per)
 --
--- Returns of each call {status, request id, now in ms, output cap, the counter that capped it or 0,
---          {the counters that refused it}, figures, ms of GPU time granted}.
+-- Returns of each group {status, request id of the first, now in ms, figures, the epoch there is or
+-- empty} if the same came of all its calls, and all that are held are granted what they wish. Else
+-- of each of them, in a list of these, {status, request id, now in ms, output cap, the counter that
+-- capped it or 0, {the counters that refused it}, figures, ms of GPU time granted}.
 -- The figures are used, held and wait in ms of each counter, as little-endian integers of 8 bytes;
--- they are left out when the counters were not looked at.
+-- they are empty when the counters were not looked at.
 -- The status is held; or, with nothing written: seen (only looked), refused, epoch,
 -- stale, expired, moved (a period or limit is not the present one), backlog, settled, skew (the caller's
--- guess at the time is too far off), clock (the time went back), lost. With epoch,
--- the one there is takes the place of those that refused, empty for none. Of a rate
+-- guess at the time is too far off), clock (the time went back), lost. Of a rate
 -- the wait is until some room comes back, or, if it refused, enough; -1: never.
 --
 -- With lost, Redis has an older state than the caller has seen, as after a failover or from
@@ -55,7 +60,9 @@
 -- The whole second in which the oldest call came still counts, so no 60 s ever hold more than the limit.
 local WINDOW = 61
 local BUDGET, RATE, LEASES = 0, 1, 2
-local OF_GROUP, OF_COUNTER, OF_CALL, OF_CHARGE = 3, 7, 10, 5
+local OF_GROUP, OF_COUNTER, OF_CALL, OF_CHARGE = 6, 7, 4, 5
+-- How many arguments a call has.
+local ARGUMENTS = 4
 
 local ask, fmod, min = redis.call, math.fmod, math.min
 
@@ -131,19 +138,21 @@ end
 
 -- The counters by name, so that two groups that share one see the same.
 local counters = {}
-local groups, holds = {}, {}
+local groups = {}
+-- Whether a call may have been decided before: then each is looked at alone. Nearly never.
+local repeats = false
 do
-  local key, argument = 7, 1
+  local key, argument, seen = 7, 3, {}
   while ARGV[argument] do
-    local told = numbers(ARGV[argument + 2])
+    local told = numbers(ARGV[argument + 1])
+    local charges = told[6]
     local group = {
-      epoch = ARGV[argument], tenant = ARGV[argument + 1],
-      generation = told[2], platform = told[3],
-      size = (#told - OF_GROUP) / OF_COUNTER,
-      counters = {}, limits = {}, charges = {}, calls = {},
+      tenant = ARGV[argument], count = told[1], generation = told[2], platform = told[3], expires = told[4],
+      lease = told[5], totals = told, size = (#told - OF_GROUP - charges) / OF_COUNTER,
+      counters = {}, limits = {}, charges = {}, shadows = false,
     }
     for i = 1, group.size do
-      local at = OF_GROUP + OF_COUNTER * (i - 1)
+      local at = OF_GROUP + charges + OF_COUNTER * (i - 1)
       local counter = counters[KEYS[key]]
       if not counter then
         -- With all it will ever have, so that Lua makes room for it once.
@@ -154,39 +163,63 @@ do
         counters[counter.key] = counter
       end
       group.counters[i], group.charges[i] = counter, told[at + 4]
-      -- One that may not refuse has always room.
-      group.limits[i] = told[at + 2] >= 0 and told[at + 3] == 1 and told[at + 2] or math.huge
+      local limit = told[at + 2] >= 0 and told[at + 2] or math.huge
+      if told[at + 3] ~= 1 then
+        -- It has always room, but whoever exceeds it is told so alone.
+        group.shadows = group.shadows or {}
+        group.shadows[i], limit = limit, math.huge
+      end
+      group.limits[i] = limit
       if now < told[at + 5] or (told[at + 6] >= 0 and now >= told[at + 6]) then
         group.moved = true
       end
       key = key + 1
     end
-    argument = argument + 3
-    for i = 1, told[1] do
-      group.calls[i] = {
-        hold = KEYS[key], id = ARGV[argument], facts = ARGV[argument + 1], numbers = numbers(ARGV[argument + 2]),
-      }
-      table.insert(holds, KEYS[key])
-      key, argument = key + 1, argument + 3
+    -- Of its first call; the others stand behind it.
+    group.hold, group.argument = key, argument + 2
+    for i = key, key + group.count - 1 do
+      repeats, seen[KEYS[i]] = repeats or seen[KEYS[i]], true
     end
+    repeats = repeats or ask('EXISTS', unpack(KEYS, key, key + group.count - 1)) > 0
+    key, argument = key + group.count, argument + 2 + ARGUMENTS * group.count
     table.insert(groups, group)
   end
 end
 
+local guess, tolerance, admitted_before, most_waiting = struct.unpack('<dddd', ARGV[2])
 local marks = ask('MGET', KEYS[2], KEYS[4], KEYS[5], KEYS[6])
 local epoch, backlog = marks[1], tonumber(marks[2] or 0) - tonumber(marks[3] or 0)
 local latest = tonumber(marks[4] or 0)
--- Nearly always there is none, and one question tells so for all.
-local repeats = #holds == 1 or ask('EXISTS', unpack(holds)) > 0
--- What is written in the end: the counters that changed, and by the name of its hold each call that is admitted.
-local changed, admitted, ids = {}, {}, {}
+-- What is written in the end: the counters that changed; by the name of its hold each call that was
+-- admitted alone, and the groups that were admitted as one.
+local changed, admitted, granted, ids = {}, {}, {}, {}
 
-local function is_stale(group)
-  if group.stale == nil then
-    local found = ask('ZMSCORE', KEYS[3], group.tenant, 'platform')
-    group.stale = tonumber(found[1] or -1) ~= group.generation or tonumber(found[2] or -1) ~= group.platform
+-- Why no call of a group can be admitted, whatever the counters say; nil if one may be.
+local function barred(group)
+  -- Leases and windows mean nothing on a clock that went back; a second is an ordinary correction.
+  if math.abs(now - guess) > tolerance then
+    return 'skew'
+  elseif now + 1000 < latest then
+    return 'clock'
+  elseif epoch ~= ARGV[1] then
+    return 'epoch'
+  elseif latest < admitted_before then
+    ask('DEL', KEYS[2])
+    epoch = false
+    return 'lost'
   end
-  return group.stale
+  local found = ask('ZMSCORE', KEYS[3], group.tenant, 'platform')
+  if tonumber(found[1] or -1) ~= group.generation or tonumber(found[2] or -1) ~= group.platform then
+    return 'stale'
+  elseif group.expires >= 0 and now >= group.expires then
+    return 'expired'
+  elseif group.moved then
+    return 'moved'
+  elseif group.lease < 0 then
+    return 'seen'
+  elseif backlog >= most_waiting then
+    return 'backlog'
+  end
 end
 
 -- Used, held and wait of each counter of a group; ``waits`` of those whose wait is another one.
@@ -205,6 +238,55 @@ local function figures(group, waits)
   return struct.pack('<' .. string.rep('i8', #found), unpack(found))
 end
 
+-- Count so much on a counter, of calls that are admitted.
+local function count(counter, charge)
+  if not counter.changed then
+    counter.changed, counter.joined = true, counter.kind == LEASES and {}
+    table.insert(changed, counter)
+  end
+  if counter.kind == BUDGET then
+    counter.held, counter.more = counter.held + charge, counter.more + charge
+  elseif counter.kind == RATE then
+    counter.used, counter.present = counter.used + charge, counter.present + charge
+    counter.oldest = min(counter.oldest or second, second)
+  else
+    counter.used = counter.used + charge
+  end
+end
+
+-- A call that is admitted joins what is ordered by deadline.
+local function join(members, deadline, id)
+  table.insert(members, deadline)
+  table.insert(members, id)
+end
+
+-- Admit all calls of a group with all that they wish; false, with nothing changed, where that exceeds a limit.
+local function admit_as_one(group)
+  for i, counter in ipairs(group.counters) do
+    if not counter.used then
+      read(counter)
+    end
+    local limit = min(group.limits[i], group.shadows and group.shadows[i] or math.huge)
+    if group.totals[OF_GROUP + group.charges[i]] > limit - counter.used - counter.held then
+      return false
+    end
+  end
+  local deadline = now + group.lease
+  for i, counter in ipairs(group.counters) do
+    count(counter, group.totals[OF_GROUP + group.charges[i]])
+    if counter.joined then
+      for argument = group.argument, group.argument + ARGUMENTS * (group.count - 1), ARGUMENTS do
+        join(counter.joined, deadline, ARGV[argument])
+      end
+    end
+  end
+  for argument = group.argument, group.argument + ARGUMENTS * (group.count - 1), ARGUMENTS do
+    join(ids, deadline, ARGV[argument])
+  end
+  table.insert(granted, group)
+  return true
+end
+
 -- What so much output and GPU time cost by the charge whose terms stand behind ``at``.
 local function amount(terms, at, output, gpu)
   local dividend, per = terms[at + 2] + output * terms[at + 3] + gpu * terms[at + 5], terms[at + 4]
@@ -218,7 +300,7 @@ end
 -- The output and GPU time for which there is room, and the counter that capped the output; or
 -- false, the counters that refuse, and the waits of those that are rates.
 local function room_for(group, terms)
-  local output, least, gpu, least_gpu, capped = terms[7], terms[8], terms[9], terms[10], 0
+  local output, least, gpu, least_gpu, capped = terms[1], terms[2], terms[3], terms[4], 0
   local refused, waits = {}, {}
   for i, counter in ipairs(group.counters) do
     local at, limit = OF_CALL + OF_CHARGE * (group.charges[i] - 1), group.limits[i]
@@ -265,46 +347,23 @@ local function answer(call, status, refused, told, cap, capped, gpu, at)
   return {status, call.id, at or now, cap or 0, capped or 0, refused or {}, told or '', gpu or 0}
 end
 
-local function decide(group, call)
-  local terms = call.numbers
-
+-- Decide one call of a group; ``bar`` is why none can be admitted.
+local function decide(group, call, bar)
   local known = admitted[call.hold]
   if known then
     return answer(call, 'held', {}, figures(group), known.cap, known.capped, known.gpu)
   end
-  if repeats then
-    local hold = ask('HMGET', call.hold, 'state', 'cap', 'capped', 'gpu', 'admitted')
-    if hold[1] == 'held' then
-      return answer(call, 'held', {}, figures(group), tonumber(hold[2]), tonumber(hold[3]), tonumber(hold[4]), tonumber(hold[5]))
-    elseif hold[1] then
-      return answer(call, 'settled')
-    end
+  local hold = repeats and ask('HMGET', call.hold, 'state', 'cap', 'capped', 'gpu', 'admitted')
+  if hold and hold[1] == 'held' then
+    return answer(call, 'held', {}, figures(group), tonumber(hold[2]), tonumber(hold[3]), tonumber(hold[4]), tonumber(hold[5]))
+  elseif hold and hold[1] then
+    return answer(call, 'settled')
+  elseif bar then
+    return answer(call, bar, bar == 'epoch' and {epoch or ''}, bar == 'seen' and figures(group))
   end
 
-  -- Leases and windows mean nothing on a clock that went back; a second is an ordinary correction.
-  if math.abs(now - terms[1]) > terms[2] then
-    return answer(call, 'skew')
-  elseif now + 1000 < latest then
-    return answer(call, 'clock')
-  elseif epoch ~= group.epoch then
-    return answer(call, 'epoch', {epoch or ''})
-  elseif latest < terms[3] then
-    ask('DEL', KEYS[2])
-    epoch = false
-    return answer(call, 'lost')
-  elseif is_stale(group) then
-    return answer(call, 'stale')
-  elseif terms[4] >= 0 and now >= terms[4] then
-    return answer(call, 'expired')
-  elseif group.moved then
-    return answer(call, 'moved')
-  elseif terms[6] < 0 then
-    return answer(call, 'seen', {}, figures(group))
-  elseif backlog >= terms[5] then
-    return answer(call, 'backlog')
-  end
-
-  local output, gpu, capped = terms[7], terms[9], 0
+  local terms = call.numbers
+  local output, gpu, capped = terms[1], terms[3], 0
   local amounts = amounts_of(terms, output, gpu)
   local fits = true
   for i, counter in ipairs(group.counters) do
@@ -323,46 +382,46 @@ local function decide(group, call)
     amounts = amounts_of(terms, output, gpu)
   end
 
-  local deadline = now + terms[6]
-  local texts, held = {}, {}
-  for i, charge in ipairs(amounts) do
-    -- Lua itself would write fourteen digits of it.
-    texts[i] = string.format('%d', charge)
-  end
+  local deadline = now + group.lease
+  local held = {}
   for i, counter in ipairs(group.counters) do
-    local charge = amounts[group.charges[i]]
-    held[i] = texts[group.charges[i]]
-    if not counter.changed then
-      counter.changed, counter.joined = true, counter.kind == LEASES and {}
-      table.insert(changed, counter)
+    count(counter, amounts[group.charges[i]])
+    if counter.joined then
+      join(counter.joined, deadline, call.id)
     end
-    if counter.kind == BUDGET then
-      counter.held, counter.more = counter.held + charge, counter.more + charge
-    elseif counter.kind == RATE then
-      counter.used, counter.present = counter.used + charge, counter.present + charge
-      counter.oldest = min(counter.oldest or second, second)
-    else
-      counter.used = counter.used + 1
-      table.insert(counter.joined, deadline)
-      table.insert(counter.joined, call.id)
-    end
+    -- Lua itself would write fourteen digits of it.
+    held[i] = string.format('%d', amounts[group.charges[i]])
   end
-  table.insert(ids, deadline)
-  table.insert(ids, call.id)
-  admitted[call.hold] = {
-    call = call.facts, cap = output, capped = capped, amounts = table.concat(held, ' '), gpu = gpu,
-  }
+  join(ids, deadline, call.id)
+  admitted[call.hold] = {facts = call.facts, cap = output, capped = capped, amounts = table.concat(held, ' '), gpu = gpu}
   return answer(call, 'held', {}, figures(group), output, capped, gpu)
 end
 
 local answers = {}
 for _, group in ipairs(groups) do
-  for _, call in ipairs(group.calls) do
-    table.insert(answers, decide(group, call))
+  local bar = barred(group)
+  if not repeats and (bar or admit_as_one(group)) then
+    local told = (not bar or bar == 'seen') and figures(group)
+    table.insert(answers, {bar or 'held', ARGV[group.argument], now, told or '', bar == 'epoch' and epoch or ''})
+  else
+    local each = {}
+    for i = 1, group.count do
+      local argument = group.argument + ARGUMENTS * (i - 1)
+      each[i] = decide(group, {
+        hold = KEYS[group.hold + i - 1], id = ARGV[argument], facts = ARGV[argument + 1],
+        numbers = numbers(ARGV[argument + 3]),
+      }, bar)
+    end
+    table.insert(answers, each)
   end
 end
 
 -- From here on all is written and nothing read.
+local function hold(key, facts, cap, capped, amounts, gpu)
+  ask('HSET', key, 'state', 'held', 'call', facts, 'cap', cap, 'capped', capped, 'amounts', amounts, 'gpu', gpu,
+    'admitted', now, 'output', 0, 'phase', '')
+end
+
 for _, counter in ipairs(changed) do
   local key = counter.key
   if counter.kind == BUDGET then
@@ -385,9 +444,15 @@ for _, counter in ipairs(changed) do
     ask('ZADD', key, unpack(counter.joined))
   end
 end
-for key, hold in pairs(admitted) do
-  ask('HSET', key, 'state', 'held', 'call', hold.call, 'cap', hold.cap, 'capped', hold.capped,
-    'amounts', hold.amounts, 'gpu', hold.gpu, 'admitted', now, 'output', 0, 'phase', '')
+for key, call in pairs(admitted) do
+  hold(key, call.facts, call.cap, call.capped, call.amounts, call.gpu)
+end
+for _, group in ipairs(granted) do
+  for i = 0, group.count - 1 do
+    local argument = group.argument + ARGUMENTS * i
+    local output, _, gpu = struct.unpack('<ddd', ARGV[argument + 3])
+    hold(KEYS[group.hold + i], ARGV[argument + 1], output, 0, ARGV[argument + 2], gpu)
+  end
 end
 if #ids > 0 then
   ask('ZADD', KEYS[1], unpack(ids))

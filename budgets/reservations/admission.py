@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from redis.exceptions import ResponseError
 
@@ -29,11 +28,11 @@ from budgets.exceptions import (
 from budgets.kill_switches import CLOCKS_DIFFER_MS, Switch, stopping
 from budgets.limits import Counting, Limits, limits_for
 from budgets.pricing import PinnedPrice
-from budgets.reservations.asking import asked_of, figures_in
+from budgets.reservations.asking import Answer, asked_of
 from budgets.reservations.calls import Demand, Reservation, facts_of
 from budgets.reservations.denial import limit_reached
 from budgets.reservations.ending import take_back
-from budgets.reservations.standing import Standing, standing_of
+from budgets.reservations.standing import Figures, Standing
 from budgets.settlements import Moments, Settlement, settlement
 from budgets.visitors import Visitor, with_visitor
 from keys.verification import Caller
@@ -72,47 +71,42 @@ async def reserve(caller: Caller, demand: Demand) -> Reservation:
         now_ms = clock.now_ms()
         counting = limits.counting(demand.model, demand.upstream, now_ms, demand.run)
         counting = with_visitor(counting, caller, demand.visitor, now_ms, demand.run)
-        applying, counters = counting.limits, counting.counters
+        applying = counting.limits
         price = limits.price_of(demand.model, now_ms)
         if price is None and any(limit.hard and limit.unit == "micro_usd" for limit in applying):
             raise PriceMissing
         rates = [charge(unit, demand.input_tokens, price) for unit in counting.units]
-        charges = tuple([rates[number] for number in counting.unit_of])
         call = facts_of(caller, demand, counting, price)
         try:
             reply = await _run_reserve(caller, demand, counting, rates, price, call)
         except Unanswered as exc:
-            lent = await _on_credit(caller, demand, limits, counting, charges, price, exc.void)
+            lent = await _on_credit(caller, demand, limits, counting, rates, price, exc.void)
             if lent is None:
                 raise CountersUnavailable from exc
             return lent
-        status, _, redis_ms, cap, capped, refused, packed_figures, gpu_ms = reply
-        figures = figures_in(packed_figures)
-        if status == b"held":
+        if reply.status == b"held":
             reservation = Reservation(
                 request_id=demand.request_id,
                 caller=caller,
                 demand=demand,
-                output_cap=cap,
-                capped_by=applying[capped - 1].name if capped else None,
-                gpu_cap_ms=gpu_ms or None,
-                admitted_at_ms=redis_ms,
-                limits=applying,
-                counters=counters,
-                charges=charges,
-                figures=figures,
+                output_cap=reply.cap,
+                capped_by=applying[reply.capped - 1].name if reply.capped else None,
+                gpu_cap_ms=reply.gpu_ms or None,
+                admitted_at_ms=reply.figures.now_ms,
+                rates=rates,
+                figures=reply.figures,
                 price=price,
                 call=call,
             )
-            expected.admitted_ms = redis_ms
+            expected.admitted_ms = reply.figures.now_ms
             if limits.credit_tokens:
                 counting.last = reservation
             return reservation
-        near = clock.learn(redis_ms)
-        if status == b"refused":
-            raise limit_reached(demand, applying, counters, charges, refused, figures, redis_ms)
-        if not await _is_worth_a_repeat(status, refused, near=near):
-            raise _refusal(status)
+        near = clock.learn(reply.figures.now_ms)
+        if reply.status == b"refused":
+            raise limit_reached(demand, rates, reply.refused, reply.figures)
+        if not await _is_worth_a_repeat(reply, near=near):
+            raise _refusal(reply.status)
     raise CountersUnavailable
 
 
@@ -155,28 +149,25 @@ async def _look(caller: Caller, limits: Limits, visitor: Visitor | None) -> tupl
         request_id = str(new_id())
         asked = asked_of(caller, counting, request_id, b"", [FREE] * len(counting.units))
         try:
-            reply = await asked.run()
+            reply: Answer = await asked.run()
         except RedisError as exc:
             raise CountersUnavailable from exc
-        status, _, redis_ms, _, _, seen, packed_figures, _ = reply
-        near = clock.learn(redis_ms)
-        if status == b"seen":
-            return redis_ms, standing_of(
-                counting.limits, counting.counters, figures_in(packed_figures), redis_ms
-            )
-        if not await _is_worth_a_repeat(status, seen, near=near):
-            raise _refusal(status)
+        near = clock.learn(reply.figures.now_ms)
+        if reply.status == b"seen":
+            return reply.figures.now_ms, reply.figures.standing
+        if not await _is_worth_a_repeat(reply, near=near):
+            raise _refusal(reply.status)
     raise CountersUnavailable
 
 
-async def _is_worth_a_repeat(status: bytes, found: list[Any], *, near: bool) -> bool:
-    """Whether the next attempt may go better: now we know the time, or the epoch that was ``found``.
+async def _is_worth_a_repeat(reply: Answer, *, near: bool) -> bool:
+    """Whether the next attempt may go better: now we know the time, or the epoch that there is.
 
     ``near``: by our clock Redis' is right, so we only took long to ask.
     """
-    if status == b"epoch":
-        return await expected.confirms(found[0].decode())
-    return status == b"moved" or (status == b"skew" and near)
+    if reply.status == b"epoch":
+        return await expected.confirms(reply.epoch)
+    return reply.status == b"moved" or (reply.status == b"skew" and near)
 
 
 def _refusal(status: bytes) -> Exception:
@@ -200,14 +191,14 @@ async def _run_reserve(
     charges: Sequence[Charge],
     price: PinnedPrice | None,
     call: bytes,
-) -> Any:
+) -> Answer:
     request_id = str(demand.request_id)
     lease_ms = settings.LEASE_SECONDS * 1000
     asked = asked_of(
         caller, counting, request_id, call, charges, lease_ms, demand.output_tokens, demand.least_output
     )
     try:
-        reply = await asked.run()
+        reply: Answer = await asked.run()
     except ResponseError as exc:
         # Redis said no, as when its memory is full: nothing was written.
         logger.warning("reserve failed: %s", exc)
@@ -223,7 +214,7 @@ async def _run_reserve(
             take_back(void)
             raise
         raise Unanswered(void) from exc
-    if reply[1].decode() != request_id:
+    if reply.request_id != request_id:
         logger.critical("Redis answered request %s with the reply of another", request_id)
         raise CountersUnavailable
     return reply
@@ -234,7 +225,7 @@ async def _on_credit(
     demand: Demand,
     limits: Limits,
     counting: Counting,
-    charges: tuple[Charge, ...],
+    rates: Sequence[Charge],
     price: PinnedPrice | None,
     void: Settlement,
 ) -> Reservation | None:
@@ -244,7 +235,7 @@ async def _on_credit(
     """
     loan = None
     try:
-        loan = await credit.lend(caller, demand, limits.credit_tokens, counting, charges)
+        loan = await credit.lend(caller, demand, limits.credit_tokens, counting, counting.of_each(rates))
     finally:
         if loan is None:
             take_back(void)
@@ -253,6 +244,7 @@ async def _on_credit(
     figures: list[int] = []
     for counter, total in zip(counting.counters, loan.standing, strict=True):
         figures += (total + loan.amounts[counter.key], 0, NONE)
+    now_ms = int(clock.now_ms())
     return Reservation(
         request_id=demand.request_id,
         caller=caller,
@@ -260,11 +252,9 @@ async def _on_credit(
         output_cap=loan.output_cap,
         capped_by=CREDIT if loan.output_cap < demand.output_tokens else None,
         gpu_cap_ms=None,
-        admitted_at_ms=int(clock.now_ms()),
-        limits=counting.limits,
-        counters=counting.counters,
-        charges=charges,
-        figures=figures,
+        admitted_at_ms=now_ms,
+        rates=rates,
+        figures=Figures(counting, figures, now_ms),
         price=price,
         call=facts_of(caller, demand, counting, price, on_credit=True),
         loan=loan,

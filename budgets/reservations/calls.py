@@ -17,7 +17,7 @@ from budgets.credit import Loan
 from budgets.exceptions import CallStopped
 from budgets.limits import Counting, Limit
 from budgets.pricing import PinnedPrice
-from budgets.reservations.standing import Standing, named, standing_of
+from budgets.reservations.standing import Figures, Standing, named
 from budgets.visitors import Visitor
 from keys.verification import Caller
 
@@ -70,10 +70,9 @@ class Reservation:
     capped_by: str | None
     gpu_cap_ms: int | None
     admitted_at_ms: int
-    limits: tuple[Limit, ...]
-    counters: tuple[Counter, ...]
-    charges: tuple[Charge, ...]
-    figures: Sequence[int] = field(repr=False)
+    # What it may cost, in each unit of its counting.
+    rates: Sequence[Charge]
+    figures: Figures = field(repr=False)
     price: PinnedPrice | None
     call: bytes = field(repr=False)
     stopped_by: CallStopped | None = None
@@ -88,11 +87,28 @@ class Reservation:
     def __post_init__(self) -> None:
         self._granted_ms = self.gpu_cap_ms or 0
 
+    @property
+    def counting(self) -> Counting:
+        return self.figures.counting
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        return self.counting.limits
+
+    @property
+    def counters(self) -> tuple[Counter, ...]:
+        return self.counting.counters
+
+    @property
+    def charges(self) -> tuple[Charge, ...]:
+        """What it may cost each counter."""
+        return self.counting.of_each(self.rates)
+
     def _found(self) -> list[int]:
-        """What was used and held on each counter before it came."""
+        """What is used and held on each counter without it; calls that came at the same moment are in it."""
         return [
-            self.figures[3 * number]
-            + self.figures[3 * number + 1]
+            self.figures.values[3 * number]
+            + self.figures.values[3 * number + 1]
             - cost.amount(self.output_cap, self._granted_ms)
             for number, cost in enumerate(self.charges)
         ]
@@ -105,9 +121,10 @@ class Reservation:
             for found, counter, amount in zip(self._found(), self.counters, own, strict=True)
         ]
 
-    def held(self) -> list[int]:
+    def held(self) -> tuple[int, ...]:
         """What is held for the call on each counter."""
-        return [cost.amount(self.output_cap, self.gpu_cap_ms or 0) for cost in self.charges]
+        gpu_ms = self.gpu_cap_ms or 0
+        return self.counting.of_each([cost.amount(self.output_cap, gpu_ms) for cost in self.rates])
 
     def elapsed_ms(self) -> int:
         """Milliseconds since it was admitted: the upstream has worked on it for no longer than that."""
@@ -116,7 +133,7 @@ class Reservation:
     @property
     def standing(self) -> list[Standing]:
         """How the caller's limits stood when the call was admitted, its own hold included."""
-        return standing_of(self.limits, self.counters, self.figures, self.admitted_at_ms)
+        return self.figures.standing
 
     def would_have_refused(self) -> list[list[Any]]:
         """The shadow limits that had not the least room the call needed, as ``named``."""
@@ -124,7 +141,7 @@ class Reservation:
         for number, limit in enumerate(self.limits):
             if limit.hard or limit.limit is None:
                 continue
-            cost = self.charges[number]
+            cost = self.rates[self.counting.unit_of[number]]
             unpriced = limit.unit == "micro_usd" and self.price is None
             if (
                 unpriced

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from budgets.charges import Charge
-from budgets.counters import Counter
 from budgets.exceptions import (
     BudgetExhausted,
     ConcurrencyLimited,
@@ -16,7 +15,7 @@ from budgets.exceptions import (
 )
 from budgets.limits import Limit
 from budgets.reservations.calls import LEAST_GPU_MS, Demand
-from budgets.reservations.standing import named, standing_of
+from budgets.reservations.standing import Figures, named, standing_of
 from budgets.visitors import UNTIL_CHECK
 
 # Nobody can tell when a running call ends; this is when asking again is worth it.
@@ -25,18 +24,20 @@ CONCURRENCY_RETRY_SECONDS = 1.0
 
 def limit_reached(
     demand: Demand,
-    limits: tuple[Limit, ...],
-    counters: tuple[Counter, ...],
-    charges: tuple[Charge, ...],
-    refused: list[int],
-    figures: Sequence[int],
-    now_ms: int,
+    rates: Sequence[Charge],
+    refused: Sequence[int],
+    figures: Figures,
 ) -> LimitReached:
-    """The refusal of the limit that has to be waited for longest; sooner, another one would refuse."""
+    """The refusal of the limit that has to be waited for longest; sooner, another one would refuse.
+
+    ``rates`` is what the call may cost in each unit of its counting.
+    """
+    counting, now_ms = figures.counting, figures.now_ms
+    limits, counters, charges = counting.limits, counting.counters, counting.of_each(rates)
     waits: dict[int, float | None] = {}
     for number in refused:
         limit, counter = limits[number - 1], counters[number - 1]
-        wait_ms = figures[3 * number - 1]
+        wait_ms = figures.values[3 * number - 1]
         if not fits(limits, charges, number, demand):
             waits[number] = None
         elif limit.kind == "leases":
@@ -56,12 +57,12 @@ def limit_reached(
         "leases": ConcurrencyLimited,
     }
     first = [longest, *(number for number in refused if number != longest)]
-    standing = standing_of(limits, counters, figures, now_ms, first)
+    standing = standing_of(figures, first)
     refused_by = [
         named(limits[number - 1], counters[number - 1], fits=fits(limits, charges, number, demand))
         for number in first
     ]
-    looked_at = as_looked_at(demand, limits, counters, charges, refused, figures, now_ms)
+    looked_at = as_looked_at(demand, charges, refused, figures)
     if limits[longest - 1].name == UNTIL_CHECK:
         return HumanCheckRequired(standing, None, refused_by, looked_at)
     return kinds[limits[longest - 1].kind](standing, waits[longest], refused_by, looked_at)
@@ -69,12 +70,9 @@ def limit_reached(
 
 def as_looked_at(
     demand: Demand,
-    limits: tuple[Limit, ...],
-    counters: tuple[Counter, ...],
     charges: tuple[Charge, ...],
-    refused: list[int],
-    figures: Sequence[int],
-    now_ms: int,
+    refused: Sequence[int],
+    figures: Figures,
 ) -> list[dict[str, Any]]:
     """Every limit that was asked, in this order, as it stood: what people are shown of a refusal.
 
@@ -82,10 +80,11 @@ def as_looked_at(
     ``back_at``, in seconds since 1970, is when some of it comes back, null for never or for nobody knows.
     """
     found = []
+    limits, counters, now_ms = figures.counting.limits, figures.counting.counters, figures.now_ms
     for number, (limit, counter, charge) in enumerate(zip(limits, counters, charges, strict=True), start=1):
         if limit.limit is None:
             continue
-        used, held, wait_ms = figures[3 * number - 3 : 3 * number]
+        used, held, wait_ms = figures.values[3 * number - 3 : 3 * number]
         needed = charge.amount(demand.least_output, LEAST_GPU_MS)
         back_at: float | None = None
         if limit.kind == "budget":

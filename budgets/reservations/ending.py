@@ -81,6 +81,7 @@ async def _end(
         moments=moments,
         refused_by=reservation.would_have_refused(),
         refusal=refusal,
+        held=reservation.held(),
     )
     reservation.booked = end.amounts
     if usage is not None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from budgets.counters import Counter
-from budgets.limits import Limit
+from budgets.limits import Counting, Limit
 
 
 class Standing(NamedTuple):
@@ -31,14 +32,32 @@ class Standing(NamedTuple):
     held: int = 0
 
 
-def standing_of(
-    limits: tuple[Limit, ...],
-    counters: tuple[Counter, ...],
-    figures: Sequence[int],
-    now_ms: int,
-    first: Sequence[int] = (),
-) -> list[Standing]:
+@dataclass(slots=True, eq=False)
+class Figures:
+    """What the counters of a call said at one moment, by Redis' clock.
+
+    ``values`` are what is used and held of each, and its wait in ms (-1: never), one counter after
+    the other; empty if nobody looked. Calls that were admitted as one share theirs, so what is
+    made of it is made once for all of them.
+    """
+
+    counting: Counting
+    values: Sequence[int]
+    now_ms: int
+    _standing: list[Standing] | None = None
+
+    @property
+    def standing(self) -> list[Standing]:
+        """How the limits that may refuse stand."""
+        if self._standing is None:
+            self._standing = standing_of(self)
+        return self._standing
+
+
+def standing_of(told: Figures, first: Sequence[int] = ()) -> list[Standing]:
     """How the limits that may refuse stand, those numbered in ``first`` (from 1 on) before the others."""
+    limits, counters = told.counting.limits, told.counting.counters
+    figures, now_ms = told.values, told.now_ms
     every: Sequence[int] = range(1, len(limits) + 1)
     standing = []
     # Said with every answer for every limit, so they are made without Python's part of a named tuple.
