@@ -28,6 +28,7 @@ def main() -> None:
     command = sys.argv[1] if len(sys.argv) > 1 else "help"
     if command in {"quickstart", "test"}:
         bootstrap.build_environment()
+        bootstrap.keep_compiled()
     bootstrap.enter_environment()
     if command == "test":
         bootstrap.run_tests(sys.argv[2:])

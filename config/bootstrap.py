@@ -63,6 +63,14 @@ def enter_environment(environment: Path = ENVIRONMENT) -> None:
         os.execv(python, [str(python), *sys.orig_argv[1:]])  # noqa: S606
 
 
+def keep_compiled() -> None:
+    """Let the processes that are started from here keep what they compile, also where Python is told not to.
+
+    There are many of them, and each would compile every module again. It lies in ``__pycache__``, as usual.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
 def run_tests(arguments: Sequence[str]) -> None:
     """Become pytest. Its plugin ``tests.servers`` starts and removes the servers."""
     os.chdir(ROOT)
