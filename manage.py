@@ -41,7 +41,34 @@ def main() -> None:
 
         sys.exit(reset.main(sys.argv[2:]))
     else:
-        _run_in_django(command)
+        _run_with_settings(command)
+
+
+def _run_with_settings(command: str) -> None:
+    from django.core.exceptions import ImproperlyConfigured
+
+    from config.data_directory import join_running_quickstart
+
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+    join_running_quickstart(os.environ)
+    try:
+        if command == "serve":
+            _serve()
+        else:
+            _run_in_django(command)
+    except ImproperlyConfigured as exc:
+        sys.exit(f"{exc}. No quickstart runs here either, whose settings could be used.")
+
+
+def _serve() -> None:
+    """Without the applications, which the worker processes load: their parent only looks after them."""
+    from django.conf import settings
+    from django.utils.log import configure_logging
+
+    from config.management.commands.serve import Command
+
+    configure_logging(settings.LOGGING_CONFIG, settings.LOGGING)
+    Command().run_from_argv(sys.argv)
 
 
 def _run_in_django(command: str) -> None:
@@ -50,21 +77,15 @@ def _run_in_django(command: str) -> None:
     from django.core.management import execute_from_command_line
 
     from audit.origins import origin
-    from config.data_directory import join_running_quickstart
     from config.loading import loading
 
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
-    join_running_quickstart(os.environ)
     origin.set(f"command {command} on {socket.gethostname()}")
     if command == "help":
         sys.stdout.write(f"{__doc__}\n")
-    # Without settings there is nothing to load, and the next lines say so.
+    # Without settings there is nothing to load, and the next line says so.
     with contextlib.suppress(ImproperlyConfigured), loading():
         django.setup()
-    try:
-        execute_from_command_line(sys.argv)
-    except ImproperlyConfigured as exc:
-        sys.exit(f"{exc}. No quickstart runs here either, whose settings could be used.")
+    execute_from_command_line(sys.argv)
 
 
 if __name__ == "__main__":

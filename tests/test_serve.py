@@ -113,7 +113,7 @@ class Served:
         self.process.communicate()
 
 
-# Each start costs the processor two seconds, so a test that needs no process of its own uses ``served``.
+# Each start costs the processor a second, so a test that needs no process of its own uses ``served``.
 @contextlib.contextmanager
 def serving(directory: Path, *arguments: str, **environment: str) -> Iterator[Served]:
     served = Served(directory, *arguments, **environment)
@@ -498,6 +498,14 @@ def test_two_workers_share_the_connections(tmp_path):
 
         assert answered == set(served.workers)
         assert served.stop() == 0
+
+
+def test_the_parent_has_loaded_nothing_that_only_its_workers_need(served):
+    def knows_a_database(pid: int) -> bool:
+        return "/psycopg" in Path(f"/proc/{pid}/maps").read_text()
+
+    assert [knows_a_database(worker) for worker in served.workers] == [True]
+    assert not knows_a_database(served.process.pid)
 
 
 def test_a_crashed_worker_is_replaced(tmp_path):
