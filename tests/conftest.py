@@ -60,13 +60,15 @@ def eventually(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files that need the gateway behind all others.
+    """Put files that need the gateway behind all others, and among both those with slow tests first.
 
     Once it runs it hears of every change and puts it in force, also where a
-    test wants to see what is so before.
+    test wants to see what is so before. And the workers get whole files: a long
+    one that comes last is waited for when all others are through.
     """
     with_gateway = {item.path for item in items if "gateway" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item.path in with_gateway)
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: (item.path in with_gateway, item.path not in slow))
 
 
 @pytest.fixture(scope="session", autouse=True)

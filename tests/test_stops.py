@@ -241,6 +241,7 @@ def test_with_the_heartbeat_of_production_a_stream_ends_soon(house):
     assert b'"done":true' not in reading.ended()
 
 
+@pytest.mark.slow
 def test_calls_of_every_process_are_stopped(house):
     with Gateway(workers=3, **QUICK) as gateway:
         ready(gateway.url, house.ada.secret)

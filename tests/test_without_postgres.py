@@ -18,6 +18,9 @@ from tests.fault_proxy import FaultProxy, line_to
 from tests.gateway import Gateway, database_url
 from tests.test_crashes import streams
 
+# Each starts a gateway or two, and waits for what a database that hangs is given.
+pytestmark = pytest.mark.slow
+
 CHAT = {"model": "tiny:1b", "messages": [{"role": "user", "content": "How is the weather?"}]}
 
 
