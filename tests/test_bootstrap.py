@@ -183,12 +183,26 @@ def test_any_python_goes_on_in_the_environment(tmp_path: Path) -> None:
     assert shown.stdout.strip() == str(bootstrap.ENVIRONMENT), shown.stderr
 
 
+def test_what_is_started_keeps_what_it_compiles_where_python_is_told_not_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
+    (tmp_path / "part.py").write_text("answer = 42\n")
+
+    bootstrap.keep_compiled()
+    subprocess.run([sys.executable, "-c", "import part"], cwd=tmp_path, check=True)
+
+    assert len(list((tmp_path / "__pycache__").glob("part.*.pyc"))) == 1
+
+
 @pytest.mark.skipif(DataDirectory().in_use(), reason="a quickstart runs beside the tests")
-def test_a_command_without_settings_says_what_is_missing() -> None:
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_a_command_without_settings_says_what_is_missing(command: str) -> None:
     bare = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME"}}
 
     told = subprocess.run(
-        [sys.executable, "manage.py", "check"],
+        [sys.executable, "manage.py", command],
         cwd=ROOT, env=bare, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
