@@ -5,6 +5,7 @@ from django.db.models import F, Q
 from django.utils.timezone import now
 from django.utils.translation import gettext as _
 
+from audit.checked import Checked
 from audit.redaction import LONGEST_TEMPLATE, MOST_TEMPLATES, check_template
 from audit.walls import Walled
 from keys.endpoints import ENDPOINTS, validate_endpoints
@@ -19,7 +20,7 @@ from tenants.names import name_field
 LARGEST = 2**53 - 1
 
 
-class ApiKey(models.Model):
+class ApiKey(Checked):
     """What a program calls the gateway with: its tenant, its label, what it may call.
 
     A key belongs to a member, to a service account, or else to the tenant
@@ -174,7 +175,7 @@ class ApiKey(models.Model):
                 raise ValidationError({"address_blocks": exc}) from exc
 
 
-class KeySecret(models.Model):
+class KeySecret(Checked):
     """What is stored of a secret: its public part, by which it is found, and a digest.
 
     One of a key's secrets has no end of its own. While the key is being rotated
@@ -253,7 +254,7 @@ def _says_what_its_option_can() -> Q:
     return condition
 
 
-class PolicyRule(models.Model):
+class PolicyRule(Checked):
     """What the platform (no tenant), a tenant or a key says about one option of calls.
 
     What is null is not said. What all of them say together is worked out by
@@ -348,7 +349,7 @@ class PolicyRule(models.Model):
             raise ValidationError({"key": "The key belongs to another tenant."})
 
 
-class AnonymousAccess(models.Model):
+class AnonymousAccess(Checked):
     """What people may use who have no key, but name the tenant. Without a row, or not enabled: nothing.
 
     A visitor and the network they come from each have their tokens for a day of
@@ -480,7 +481,7 @@ def validate_scopes(scopes: list[str]) -> None:
         raise ValidationError(f"There is no scope {', '.join(unknown)}.", code="scopes")
 
 
-class ManagementKey(models.Model):
+class ManagementKey(Checked):
     """What a program manages the gateway with, under ``/manage/v1/``. It calls no model.
 
     With a tenant it sees and touches that tenant alone. What is stored of its

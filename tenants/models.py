@@ -11,6 +11,7 @@ from django.db.models.functions import Lower
 from django.utils.timezone import now
 from django.utils.translation import gettext_lazy as _
 
+from audit.checked import Checked
 from audit.walls import Walled
 from tenants.ids import new_id
 from tenants.names import name_field
@@ -58,7 +59,7 @@ class User(AbstractUser):
         ]
 
 
-class Tenant(models.Model):
+class Tenant(Checked):
     """An organisation, the wall between what one may see and what another may.
 
     What a key of the tenant may call: every installed model if
@@ -313,7 +314,7 @@ class ServiceAccount(models.Model):
             raise ValidationError({"team": "The team belongs to another tenant."})
 
 
-class Invitation(models.Model):
+class Invitation(Checked):
     """An e-mail address that was asked to join a tenant, with the role and team it would have there.
 
     Whoever opens the link in the mail before ``expires_at`` may accept it, once.

@@ -8,10 +8,11 @@ from django.db.models.functions import Now
 from django.utils.timezone import now
 from django.utils.translation import gettext_lazy as _
 
+from audit.checked import Checked
 from audit.walls import Walled
 
 
-class LedgerEntry(models.Model):
+class LedgerEntry(Checked):
     """What one call used: the append-only truth.
 
     Every admitted call ends as one entry of kind ``usage``. If the sweep booked

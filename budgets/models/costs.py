@@ -7,6 +7,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
+from audit.checked import Checked
 from budgets.models.prices import LARGEST_GPU_PRICE, LARGEST_PRICE, Price
 from budgets.models.scopes import CANONICAL, WRITE_IT_SO
 from tenants.ids import new_id
@@ -19,7 +20,7 @@ LONGEST_LIFE = 1200
 MOST_GPUS = 1024
 
 
-class UpstreamCost(models.Model):
+class UpstreamCost(Checked):
     """What an upstream costs from one moment on, until its next one begins.
 
     It is named as it was: one that is renamed or deleted keeps what it cost.
@@ -87,7 +88,7 @@ class UpstreamCost(models.Model):
         return f"{self.upstream} from {self.starts_at:%Y-%m-%d %H:%M}"
 
 
-class PriceProposal(models.Model):
+class PriceProposal(Checked):
     """A price for a model, worked out from what one month cost and what was measured in it.
 
     It changes nothing until a person accepts it. What was measured, the costs of

@@ -10,6 +10,7 @@ from django.db.models import F, Q
 from django.utils.timezone import now
 from django.utils.translation import gettext_lazy as _
 
+from audit.checked import Checked
 from audit.walls import Walled
 from tenants.ids import new_id
 
@@ -21,7 +22,7 @@ def new_link() -> str:
     return secrets.token_urlsafe(LINK_BYTES)
 
 
-class Export(models.Model):
+class Export(Checked):
     """One file somebody ordered, from the order to the day on which it is deleted.
 
     Whoever ordered it is named as they were; only they may fetch it. ``order``

@@ -8,6 +8,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
+from audit.checked import Checked
 from audit.walls import Walled
 from budgets.models.scopes import (
     CANONICAL,
@@ -212,7 +213,7 @@ def the_one(budget: Budget | None, rate_limit: RateLimit | None) -> Budget | Rat
     return row
 
 
-class LimitRaise(models.Model):
+class LimitRaise(Checked):
     """More of a budget or a rate limit, until a moment: for deadlines, tests and other things that end.
 
     Either lifts the limit to ``to``, or adds ``by`` to it. While several raises

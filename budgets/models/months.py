@@ -10,6 +10,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
+from audit.checked import Checked
 from audit.walls import Walled
 from budgets.pricing import usd_in_full
 
@@ -17,7 +18,7 @@ from budgets.pricing import usd_in_full
 REOPENING_EXPIRES = timedelta(hours=24)
 
 
-class ClosedMonth(models.Model):
+class ClosedMonth(Checked):
     """A calendar month of a tenant's accounting days in which nothing may be booked any more.
 
     The database refuses ledger entries and changes of rollups on its days.

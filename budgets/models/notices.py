@@ -14,6 +14,7 @@ from django.db.models import Q
 from django.utils.timezone import now
 from django.utils.translation import gettext as _
 
+from audit.checked import Checked
 from audit.walls import Walled
 from tenants.ids import new_id
 from tenants.models import Tenant, User
@@ -67,7 +68,7 @@ def happenings_told_of() -> list[str]:
     return [happening for happening in every_happening() if happening != Happening.PERIOD_CLOSED]
 
 
-class Recipient(models.Model):
+class Recipient(Checked):
     """Who is told of what happens to a tenant, or with no tenant to any and to the platform."""
 
     class Kind(models.TextChoices):
@@ -180,7 +181,7 @@ class Notice(models.Model):
         return self.text
 
 
-class Delivery(models.Model):
+class Delivery(Checked):
     """One notice on its way to one recipient, or by mail to a person whom it concerns.
 
     ``id`` is what the receiver knows a repeat by.

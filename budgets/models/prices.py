@@ -7,6 +7,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
+from audit.checked import Checked
 from audit.walls import Walled
 from budgets.models.scopes import CANONICAL, WRITE_IT_SO
 from tenants.ids import new_id
@@ -17,7 +18,7 @@ LARGEST_PRICE = 10**9
 LARGEST_GPU_PRICE = 10**6
 
 
-class Price(models.Model):
+class Price(Checked):
     """What a model costs from one moment on, in micro-USD for a million tokens and for a second of GPU time.
 
     The price of a tenant goes before everybody's; of several the one that

@@ -7,6 +7,7 @@ from django.db.models import F, Q
 from django.utils.timezone import now
 from django.utils.translation import gettext_lazy as _
 
+from audit.checked import Checked
 from audit.walls import Walled
 from budgets.models.limits import (
     ONE_LIMIT,
@@ -21,7 +22,7 @@ from tenants.ids import new_id
 from tenants.models import Tenant, User
 
 
-class RaiseRequest(models.Model):
+class RaiseRequest(Checked):
     """Somebody asks that a budget or rate limit on them is raised to ``to`` until ``until``.
 
     ``tenant`` is where they ask, also of a limit of the whole platform. Of one

@@ -7,6 +7,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
 
+from audit.checked import Checked
 from keys.models import ApiKey
 from tenants.ids import new_id
 from tenants.models import Member, Team, Tenant
@@ -92,7 +93,7 @@ def names_what_its_scope_needs() -> Q:
     return condition
 
 
-class ScopedRow(models.Model):
+class ScopedRow(Checked):
     """What budgets and rate limits share: whose calls are counted on the row's one counter.
 
     A model or an upstream with a tenant counts this tenant's calls to it,

@@ -8,6 +8,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
+from audit.checked import Checked
 from audit.walls import Walled
 from budgets.models.scopes import CANONICAL, WRITE_IT_SO, Scope
 from budgets.money import usd_total
@@ -23,7 +24,7 @@ class KillSwitches(models.QuerySet["KillSwitch"]):
         return self.filter(lift=None, until__gt=now())
 
 
-class KillSwitch(models.Model):
+class KillSwitch(Checked):
     """A stop that wins over everything: no call of its scope is admitted, and running ones end.
 
     It is on from the moment it is written until ``until``, or until there is a

@@ -7,10 +7,11 @@ from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
 
+from audit.checked import Checked
 from tenants.ids import new_id
 
 
-class Verification(models.Model):
+class Verification(Checked):
     """One comparison of request events, ledger, rollups and counters, as it came out.
 
     ``position`` is the id of the newest usage record at that moment, empty if
