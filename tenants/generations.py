@@ -187,9 +187,12 @@ def _confirm(scores: dict[str, int]) -> None:
             subject__in=scores, number__gt=F("projected")
         )
     )
-    for row in rows:
-        row.projected = max(row.projected, min(row.number, scores[row.subject]))
-    Generation.objects.bulk_update(rows, ["projected"])
+    with connection.cursor() as cursor:
+        # Not by bulk_update: it builds an expression each time, mostly for one row.
+        cursor.executemany(
+            "UPDATE tenants_generation SET projected = %s WHERE subject = %s",
+            [(max(row.projected, min(row.number, scores[row.subject])), row.subject) for row in rows],
+        )
 
 
 async def listen() -> None:
