@@ -16,6 +16,9 @@ from typing import Any, cast
 import pytest
 from django.test import override_settings
 
+# How often a receiver looks whether it is to end; by default that is every half second, and each test waits.
+LOOK_SECONDS = 0.02
+
 
 @dataclass
 class Received:
@@ -67,7 +70,7 @@ class HttpReceiver:
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}/hook/secret-part?key=secret-too"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=[LOOK_SECONDS], daemon=True).start()
 
     def close(self) -> None:
         self.closing.set()
@@ -131,7 +134,7 @@ class MailServer:
         self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.port: int = cast("tuple[str, int]", self._server.server_address)[1]
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=[LOOK_SECONDS], daemon=True).start()
 
     def close(self) -> None:
         self._server.shutdown()
