@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import time_machine
-from django.db import connection
+from django.db import connection, transaction
 from django.test import Client
 from django.utils.timezone import now
 
@@ -56,8 +56,12 @@ OF_PLATFORM = {
 RAISE = " raised"
 
 
+@transaction.atomic
 def create_all(slug: str) -> dict[str, Any]:
-    """A tenant with one of everything, by the first word of the path that leads to it."""
+    """A tenant with one of everything, by the first word of the path that leads to it.
+
+    In one transaction, so that it is put in force once.
+    """
     tenant = create_tenant(slug=slug, name=slug, actor="test")
     team = create_team(tenant=tenant, name="Research", actor="test")
     user = create_user(username=f"bob-{slug}", email=f"bob@{slug}.example", actor="test")

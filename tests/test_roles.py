@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, Permission
+from django.db import transaction
 from django.http import HttpResponseBase
 
 from audit.models import AuditEvent
@@ -191,23 +192,29 @@ def outcome(answer: HttpResponseBase, trial: Trial, *, signed_in: bool) -> str:
 def test_each_role_can_do_what_the_table_says_and_no_more(
     acme: Tenant, action: str, role: str, told: str
 ) -> None:
-    trial, person = TRIALS[action], somebody(role, acme)
-    own = Member.objects.filter(tenant=acme).first()
-    add_member(tenant=acme, user=User.objects.create(username="another"), role="owner", actor="test")
-    other = add_member(tenant=acme, user=User.objects.create(username="other"), actor="test")
-    key, _ = issue_key(tenant=acme, label="nightly", actor="test")
-    book(
-        ledgers.of(acme, key_id=key.pk, key=OF_OTHERS, member_id=other.pk, member="other"),
-        *([ledgers.of(acme, key="key-of-mine", member_id=own.pk, member="somebody")] if own else []),
-    )
-    limits: dict[str, Any] = {"unit": "tokens", "period": "day", "limit": 9, "actor": "test"}
-    set_budget(scope="key", key=key, **limits)
-    budget = set_budget(scope="tenant", tenant=acme, **limits)
-    rate = set_rate_limit(scope="tenant", tenant=acme, measure="requests_per_minute", limit=9, actor="test")
-    team, full = (create_team(tenant=acme, name=name, actor="test") for name in ("Empty", "Full"))
-    inside = add_member(tenant=acme, user=User.objects.create(username="inside"), team=full, actor="test")
-    ids = {"tenant": acme, "key": key, "member": other, "budget": budget, "team": team, "full": full,
-           "inside": inside, "rate": rate}  # fmt: skip
+    trial = TRIALS[action]
+    # In one transaction all of it is put in force once.
+    with transaction.atomic():
+        person = somebody(role, acme)
+        own = Member.objects.filter(tenant=acme).first()
+        add_member(tenant=acme, user=User.objects.create(username="another"), role="owner", actor="test")
+        other = add_member(tenant=acme, user=User.objects.create(username="other"), actor="test")
+        key, _ = issue_key(tenant=acme, label="nightly", actor="test")
+        book(
+            ledgers.of(acme, key_id=key.pk, key=OF_OTHERS, member_id=other.pk, member="other"),
+            *([ledgers.of(acme, key="key-of-mine", member_id=own.pk, member="somebody")] if own else []),
+        )
+        limits: dict[str, Any] = {"unit": "tokens", "period": "day", "limit": 9, "actor": "test"}
+        set_budget(scope="key", key=key, **limits)
+        budget = set_budget(scope="tenant", tenant=acme, **limits)
+        rate = set_rate_limit(
+            scope="tenant", tenant=acme, measure="requests_per_minute", limit=9, actor="test"
+        )
+        team, full = (create_team(tenant=acme, name=name, actor="test") for name in ("Empty", "Full"))
+        inside_user = User.objects.create(username="inside")
+        inside = add_member(tenant=acme, user=inside_user, team=full, actor="test")
+        ids = {"tenant": acme, "key": key, "member": other, "budget": budget, "team": team, "full": full,
+               "inside": inside, "rate": rate}  # fmt: skip
     ids = {name: row.pk for name, row in ids.items()}
     address, body = trial.address.format(**ids), dict(trial.body)
     if "members" in body:
