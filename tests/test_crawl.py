@@ -203,7 +203,7 @@ def _any_of(values: frozenset[str]) -> re.Pattern[str]:
     """
     # Numbers of a few digits stand everywhere.
     longest_first = sorted((value for value in values if len(value) > 3), key=len, reverse=True)
-    return re.compile("|".join(rf"(?<!\w){re.escape(value)}(?!\w)" for value in longest_first))
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
 
 
 def all_of(belongings: Belongings) -> dict[str, list[Any]]:
