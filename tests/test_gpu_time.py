@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -20,6 +21,7 @@ from budgets.reservations import LEAST_GPU_MS, Reservation, reserve, settle
 from budgets.services import set_budget, set_price
 from budgets.settlements import Moments
 from budgets.sweeping import sweep
+from config.embedded import Valkey
 from tests.conftest import House, eventually
 from tests.counting import (
     MODEL,
@@ -32,6 +34,7 @@ from tests.counting import (
     records,
     redis,
     some_usage,
+    with_redis_at,
 )
 
 LEASE_MS = settings.LEASE_SECONDS * 1000
@@ -40,8 +43,11 @@ GPU_ONLY = PinnedPrice(uuid4().hex, 0, 0, 0, 1000)
 
 
 @pytest.fixture
-def counters() -> None:
-    empty_redis()
+def counters(valkey: Valkey) -> Iterator[None]:
+    """Counters of our own: a gateway that runs meanwhile makes those that it misses anew."""
+    with with_redis_at(valkey.url):
+        empty_redis()
+        yield
 
 
 def admit(*limits: Limit, prices: dict[str, PinnedPrice] | None = None, **demand: Any) -> Reservation:
