@@ -56,8 +56,8 @@ def test_every_model_with_several_checks_asks_once():
         (Tenant(slug="Not plain", name="ACME"), None, 1),
         (Tenant(slug="Not plain", week_start=9, max_key_days=0, state="odd"), None, 4),
         # Neither a field that is left out counts, nor what a constraint cannot tell.
-        (Tenant(slug="Not plain", week_start=9), {"slug"}, 1),
-        (Tenant(slug="Not plain", week_start=9), {"slug", "week_start"}, 0),
+        (Tenant(slug="Not plain", week_start=9), ["slug"], 1),
+        (Tenant(slug="Not plain", week_start=9), ["slug", "week_start"], 0),
         (Tenant(slug="acme-lab", week_start=None, max_key_days=None), None, 0),  # type: ignore[misc]
         # What others see to stands among it, in its place.
         (Tenant(slug="taken", week_start=9), None, 2),
@@ -76,7 +76,7 @@ def test_every_model_with_several_checks_asks_once():
 def test_a_row_is_refused_for_what_django_refuses_it_for(row, exclude, troubles):
     create_tenant(slug="taken", name="Taken", actor="test")
 
-    ours, djangos = both_refusals(row, exclude)
+    ours, djangos = both_refusals(row, exclude and set(exclude))
 
     assert ours == djangos
     assert sum(map(len, (ours or {}).values())) == troubles
@@ -92,9 +92,7 @@ def test_an_empty_row_of_any_model_is_refused_for_what_django_refuses_it_for(mod
 
 
 def test_a_row_that_holds_is_asked_about_once():
-    with CaptureQueriesContext(
-        connection,
-    ) as asked:
+    with CaptureQueriesContext(connection) as asked:
         Tenant(slug="acme-lab", name="ACME").validate_constraints()
 
     statements = [query["sql"].split(" ", 1)[0] for query in asked.captured_queries]
