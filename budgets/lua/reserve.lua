@@ -148,7 +148,7 @@ do
     local charges = told[6]
     local group = {
       tenant = ARGV[argument], count = told[1], generation = told[2], platform = told[3], expires = told[4],
-      lease = told[5], totals = told, size = (#told - OF_GROUP - charges) / OF_COUNTER,
+      lease = told[5], told = told, size = (#told - OF_GROUP - charges) / OF_COUNTER,
       counters = {}, limits = {}, charges = {}, shadows = false,
     }
     for i = 1, group.size do
@@ -267,13 +267,13 @@ local function admit_as_one(group)
       read(counter)
     end
     local limit = min(group.limits[i], group.shadows and group.shadows[i] or math.huge)
-    if group.totals[OF_GROUP + group.charges[i]] > limit - counter.used - counter.held then
+    if group.told[OF_GROUP + group.charges[i]] > limit - counter.used - counter.held then
       return false
     end
   end
   local deadline = now + group.lease
   for i, counter in ipairs(group.counters) do
-    count(counter, group.totals[OF_GROUP + group.charges[i]])
+    count(counter, group.told[OF_GROUP + group.charges[i]])
     if counter.joined then
       for argument = group.argument, group.argument + ARGUMENTS * (group.count - 1), ARGUMENTS do
         join(counter.joined, deadline, ARGV[argument])
