@@ -78,7 +78,7 @@ def test_a_member_sees_what_is_on_them_from_the_platform_down_to_their_keys(hous
     assert seeing.others == []
     assert seeing.tightest is not None
     assert seeing.tightest.limit == 7_000
-    page = page_of(a_browser(mia))
+    page = text_of(page_of(a_browser(mia)))
     assert "This one will stop you" in page
     assert "5,000" not in page
     assert "zoe" not in page
