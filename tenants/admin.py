@@ -53,6 +53,8 @@ class UserAdmin(AuditedAdmin, DjangoUserAdmin):
 
     form = PersonForm
     add_form = UserCreationForm
+    # Unfold's own, which come first, are none: a form without a name.
+    add_fieldsets = DjangoUserAdmin.add_fieldsets
     change_password_form = AdminPasswordChangeForm
     readonly_fields = ["last_login", "date_joined"]
     list_display = ["username", "email", "is_active", "is_staff", "is_superuser", "last_login"]

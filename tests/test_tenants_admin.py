@@ -203,6 +203,7 @@ def test_adding_a_user_and_a_group_is_recorded(admin_client):
         {"username": "eve", "usable_password": "true", "password1": password, "password2": password},
     )
     assert newest_event() == ("user.added", "admin")
+    assert User.objects.get(username="eve").check_password(password)
 
     admin_client.post(reverse("admin:auth_group_add"), {"name": "operators"})
     assert newest_event() == ("group.added", "admin")
