@@ -9,13 +9,17 @@ from django.contrib import messages
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.widgets import AutocompleteSelect
 from django.core.exceptions import NON_FIELD_ERRORS, FieldDoesNotExist, ValidationError
-from django.db import DataError
+from django.db import DataError, IntegrityError
 from django.db.models import ForeignKey
 from django.db.models.constants import LOOKUP_SEP
 from django.forms import ModelChoiceField, ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from unfold.admin import ModelAdmin
 from unfold.views import ChangeList
+
+TOO_LATE = (
+    "Somebody else has saved at the same moment what this cannot stand beside. Look at it and save again."
+)
 
 
 class AnsweringChangeList(ChangeList):
@@ -96,12 +100,15 @@ class AdminPage(ModelAdmin):
 
         By then the transaction of the first attempt is rolled back; the second
         one reads the same form, finds the refusal in it, and saves nothing.
+        So it is with what another person saved after the form had been looked through.
         """
         try:
             return super().changeform_view(request, *args, **kwargs)
         except ValidationError as refusal:
             request.refusal = refusal  # type: ignore[attr-defined]
-            return super().changeform_view(request, *args, **kwargs)
+        except IntegrityError:
+            request.refusal = ValidationError(TOO_LATE)  # type: ignore[attr-defined]
+        return super().changeform_view(request, *args, **kwargs)
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **options: Any) -> Any:
         form = super().get_form(request, obj, change=change, **options)

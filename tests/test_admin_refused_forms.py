@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import pytest
 from django.contrib.messages import get_messages
 from django.core.exceptions import ValidationError
-from django.db import models
+from django.db import connection, models, transaction
 from django.test import Client
 from django.urls import reverse
 
+from audit.admin_pages import TOO_LATE
 from audit.models import AuditEvent
 from budgets import services as limits
 from budgets.models import Budget, LimitRaise
 from keys.models import ApiKey
 from tenants import services
 from tenants.models import Member, Team, Tenant, User
+from tests.conftest import eventually
 from tests.people import a_browser, a_member, furnished
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -45,6 +49,15 @@ def page_of(row: models.Model) -> str:
 
 def page_for_new(model: type[models.Model]) -> str:
     return reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_add")
+
+
+def somebody_waits() -> bool:
+    """Whether another connection waits for the end of our transaction."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT 1 FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+        )
+        return cursor.fetchone() is not None
 
 
 def refused(browser: Client, address: str, entered: dict[str, Any]) -> Any:
@@ -124,6 +137,27 @@ def test_a_refusal_of_a_column_that_is_not_asked_for_stands_at_the_top(
     [told] = response.context["adminform"].form.non_field_errors()
     assert "The tenant has another" in told
     assert lost(response, {"name": "Taken"}) == {}
+
+
+def test_who_saves_a_name_a_moment_after_somebody_else_is_told_so(olga: Client) -> None:
+    entered = {"username": "mia", "password1": "battery staple", "password2": "battery staple"}
+
+    def save() -> Any:
+        with closing(connection):
+            return olga.post(page_for_new(User), {**entered, "usable_password": "true"})
+
+    with ThreadPoolExecutor(1) as threads:
+        with transaction.atomic():
+            first = User.objects.create(username="mia")
+            second = threads.submit(save)
+            eventually(somebody_waits)
+        response = second.result()
+
+    assert response.status_code == 200
+    told = response.context["adminform"].form.errors
+    assert (told["__all__"], list(told)) == ([TOO_LATE], ["username", "__all__"])
+    assert lost(response, {"username": "mia"}) == {}
+    assert User.objects.get(username="mia") == first
 
 
 def test_what_was_chosen_stays_chosen_and_the_second_attempt_is_saved(olga: Client, acme: Tenant) -> None:
