@@ -8,7 +8,7 @@ from django.urls import reverse
 from playwright.sync_api import Page
 
 from tenants.models import User
-from tests.browser import check_page, enter, shoot
+from tests.browser import SETTLED, check_page, enter, shoot
 from tests.browser_thread import expect
 from tests.conftest import House
 from tests.test_admin_lists import address_of, furnished, models_shown, objects_shown
@@ -39,6 +39,9 @@ def test_no_page_of_the_admin_has_a_fault_or_breaks_its_policy(
         assert "'unsafe-eval'" in policy
         assert "http" not in policy
         expect(page.locator("h1")).to_have_count(1)
+        page.evaluate(SETTLED)
+        wider = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wider <= 0, address
 
 
 def _may_be_added(model: type) -> bool:
