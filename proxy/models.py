@@ -6,6 +6,7 @@ from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import Q
 
+from audit.checked import Checked
 from audit.walls import Walled
 from proxy.names import canonical
 from tenants.exceptions import Refusal
@@ -39,7 +40,7 @@ def valid_model_name(name: str) -> None:
         raise ValidationError(f"Write this name as “{plain}”.")
 
 
-class Upstream(models.Model):
+class Upstream(Checked):
     """An Ollama server that calls are sent to."""
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
@@ -65,7 +66,7 @@ class Upstream(models.Model):
         return self.name
 
 
-class ModelAlias(models.Model):
+class ModelAlias(Checked):
     """Another name for an installed model, for one tenant or for all.
 
     A caller may use it exactly if it may use the model that it stands for.

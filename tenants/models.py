@@ -24,7 +24,7 @@ def validate_time_zone(name: str) -> None:
         raise ValidationError(f"{name!r} is no time zone. An example: Europe/Berlin.", code="time_zone")
 
 
-class User(AbstractUser):
+class User(Checked, AbstractUser):
     """A person who signs in: an operator (``is_staff``), or a member of tenants.
 
     A user who is not active cannot sign in, and the keys of their memberships
@@ -179,7 +179,7 @@ class CalendarChange(models.Model):
         return f"{self.time_zone_before} to {self.time_zone} at {self.at:%Y-%m-%d %H:%M}"
 
 
-class Team(models.Model):
+class Team(Checked):
     """Members of a tenant who share a budget."""
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
@@ -206,7 +206,7 @@ class Team(models.Model):
         return self.name
 
 
-class Member(models.Model):
+class Member(Checked):
     """A user's place in a tenant. Their team, if any, is one of the same tenant."""
 
     class Role(models.TextChoices):
@@ -266,7 +266,7 @@ class Member(models.Model):
             raise ValidationError({"team": "The team belongs to another tenant."})
 
 
-class ServiceAccount(models.Model):
+class ServiceAccount(Checked):
     """A program of a tenant that has keys of its own, which outlast whoever set it up.
 
     Its team, if any, is one of the same tenant: that team's budgets hold for

@@ -217,7 +217,7 @@ class UsageRollup(models.Model):
         return f"{self.tenant} {self.hour_start:%Y-%m-%d %H}h {self.model}"
 
 
-class BudgetPeriod(models.Model):
+class BudgetPeriod(Checked):
     """What the ledger says was used of a budget in one period: what its counter must equal.
 
     A budget of runs has one for each ``run``. ``last_at``: when something was

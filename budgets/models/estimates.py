@@ -6,13 +6,15 @@ from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
 
+from audit.checked import Checked
+
 
 class Side(models.TextChoices):
     INPUT = "input", "prompt"
     OUTPUT = "output", "answer"
 
 
-class EstimateSample(models.Model):
+class EstimateSample(Checked):
     """Sums of exact calls to a model that are alike in size and in bytes per token.
 
     The drain adds to them what it inserts. ``ratio`` is the bytes per token of
@@ -45,7 +47,7 @@ class EstimateSample(models.Model):
         return f"{self.calls} calls of {self.model} from {self.month:%Y-%m}"
 
 
-class Estimate(models.Model):
+class Estimate(Checked):
     """How many tokens a model makes of texts of one size: ``tokens`` of ``bytes``. It never changes.
 
     One publication gives its rows the next ``version`` of the model. What holds

@@ -94,7 +94,7 @@ class ClosedMonth(Checked):
         return (self.month + timedelta(days=31)).replace(day=1)
 
 
-class Statement(models.Model):
+class Statement(Checked):
     """What a tenant's closed month came to, drawn up once with a number of its own; it never changes.
 
     Numbers count from 1 in each year (UTC) without a gap. A month that was
@@ -163,7 +163,7 @@ class Statement(models.Model):
         return (self.month + timedelta(days=31)).replace(day=1)
 
 
-class ArchivedMonth(models.Model):
+class ArchivedMonth(Checked):
     """A partition whose rows were written into a file and taken out of the database; it never changes.
 
     ``table`` and ``month`` tell which partition it was (``audit.months``), and
