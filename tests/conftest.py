@@ -7,6 +7,8 @@ own port, as a client would.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +18,9 @@ from typing import Any
 import httpx
 import hypothesis
 import pytest
+import pytest_django
 from django.conf import settings
+from django.db import connection
 from django.test import Client, TransactionTestCase, override_settings
 from whitenoise.middleware import WhiteNoiseMiddleware
 
@@ -36,6 +40,7 @@ from tenants.redis import redis_now
 from tenants.services import create_tenant
 from tests.emptying import empty_tables
 from tests.gateway import Gateway
+from tests.servers import TEMPLATE
 
 # Fixtures ``browser``, ``page`` and ``owner``; ``mail`` and ``http``.
 pytest_plugins = ["tests.browser", "tests.receivers"]
@@ -69,6 +74,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     with_gateway = {item.path for item in items if "gateway" in getattr(item, "fixturenames", ())}
     slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
     items.sort(key=lambda item: (item.path in with_gateway, item.path not in slow))
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(
+    django_db_modify_db_settings_parallel_suffix: None,
+    django_db_blocker: pytest_django.DjangoDbBlocker,
+    tmp_path_factory: pytest.TempPathFactory,
+    worker_id: str,
+) -> None:
+    """Let each worker copy a database that the first one has migrated: a tenth of the work."""
+    if worker_id == "master":
+        return
+    with (
+        (tmp_path_factory.getbasetemp().parent / "migrated").open("a") as migrated,
+        django_db_blocker.unblock(),
+    ):
+        fcntl.flock(migrated, fcntl.LOCK_EX)
+        if not migrated.seek(0, os.SEEK_END):
+            _migrate(TEMPLATE)
+            migrated.write("yes")
+    connection.settings_dict["TEST"]["TEMPLATE"] = TEMPLATE
+
+
+def _migrate(database: str) -> None:
+    """Make ``database``, anew if a run that was killed has left it; nobody is connected to it after."""
+    ours, own = connection.settings_dict["NAME"], connection.settings_dict["TEST"]["NAME"]
+    connection.settings_dict["TEST"]["NAME"] = database
+    connection.creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
+    connection.creation.destroy_test_db(ours, verbosity=0, keepdb=True)
+    connection.close_pool()  # type: ignore[attr-defined]  # PostgreSQL's have one
+    connection.settings_dict["TEST"]["NAME"] = own
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,8 +5,8 @@ the addresses, before any conftest is loaded. The servers and all they wrote
 are thrown away at the end.
 
 The whole suite runs in several workers, other runs with ``-n 2`` do. They share
-the servers: pytest-django gives each a database, and each gets a Redis database
-number of its own here.
+the servers: pytest-django gives each a database, a copy of ``TEMPLATE``, and each
+gets a Redis database number of its own here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from config.embedded import Postgres, Valkey, remove_directory
@@ -25,6 +26,9 @@ from config.loading import loading
 from config.trial_secrets import make_trial_secret
 
 PREFIX = "tollgate-test-"
+
+# The database that the first worker migrates and all copy.
+TEMPLATE = "test_tollgate_template"
 
 # Under a load of other work a healthy server may take longer than production allows it. And operators
 # of most tests are made on the spot; those about signing in switch their second factor on.
@@ -77,6 +81,8 @@ def _prepare(cleanup: contextlib.ExitStack) -> None:
     postgres, valkey = _servers(directory)
     if "DATABASE_URL" not in os.environ:
         os.environ["DATABASE_URL"] = cleanup.enter_context(postgres).url
+    else:
+        cleanup.callback(_drop_template, os.environ["DATABASE_URL"])
     if "REDIS_URL" not in os.environ:
         os.environ["REDIS_URL"] = os.environ["TOLLGATE_TEST_REDIS"] = cleanup.enter_context(valkey).url
     defaults = {
@@ -95,6 +101,11 @@ def _servers(directory: Path) -> tuple[Postgres, Valkey]:
         Postgres(directory / "postgres", log=directory / "postgres.log", durable=False),
         Valkey(directory / "valkey", log=directory / "valkey.log", durable=False),
     )
+
+
+def _drop_template(address: str) -> None:
+    with psycopg.connect(address, autocommit=True) as server:
+        server.execute(f'DROP DATABASE IF EXISTS "{TEMPLATE}"')
 
 
 def _take_own_share(number: int) -> None:
