@@ -186,12 +186,12 @@ class Postgres(EmbeddedServer):
         programs = _postgres_programs(cluster, account)
         data = cluster / "data"
         self.stop_leftover()
-        created = self.directory / "created"
+        created, walled = self.directory / "created", self.directory / "walled"
         if not created.exists():
             self._create(programs, data, account)
+            walled.touch()
             created.touch()
-        walled = self.directory / "walled"
-        if not walled.exists():
+        elif not walled.exists():
             # Data of a release before this one has no such role, and our own may make none.
             self._as_superuser(programs, data, account, WALLED_ROLE)
             walled.touch()
@@ -213,9 +213,9 @@ class Postgres(EmbeddedServer):
         )
 
     def _create(self, programs: Path, data: Path, account: Account) -> None:
-        """Make the data, the role and the database; what an attempt cut short has left is thrown away.
+        """Make the data, the roles and the database; what an attempt cut short has left is thrown away.
 
-        The superuser gets no password and no way in: the role is made without a
+        The superuser gets no password and no way in: the roles are made without a
         server, in single-user mode.
         """
         shutil.rmtree(data, ignore_errors=True)
@@ -242,7 +242,7 @@ class Postgres(EmbeddedServer):
             data,
             account,
             f"CREATE ROLE tollgate LOGIN CREATEDB PASSWORD '{self._password()}'\n"
-            "CREATE DATABASE tollgate OWNER tollgate\n",
+            f"CREATE DATABASE tollgate OWNER tollgate\n{WALLED_ROLE}",
         )
 
     def _as_superuser(self, programs: Path, data: Path, account: Account, statements: str) -> None:

@@ -133,6 +133,7 @@ def _start_all(
     remembered: Mapping[str, str],
 ) -> str:
     """Start and prepare everything, in order, and write ``quickstart.env``; returns a model that can chat."""
+    _demand_ollama(environment)
     _start_servers(environment, data, supervisor)
     with step("migrations"):
         supervisor.run(["migrate"], environment)
@@ -161,6 +162,13 @@ def _start_all(
     return model
 
 
+def _demand_ollama(environment: Mapping[str, str]) -> None:
+    """Raise ``AskingError`` if an Ollama is named and does not answer, before anything else takes time."""
+    url = environment.get("OLLAMA_URL", "").rstrip("/")
+    if url and not proof.answers(f"{url}/api/version"):
+        raise AskingError(f"OLLAMA_URL names {url}, but no Ollama answers there.")
+
+
 def _start_servers(environment: dict[str, str], data: DataDirectory, supervisor: Supervisor) -> None:
     """Start the servers that the environment does not name, and name them there."""
     servers = {
@@ -180,14 +188,12 @@ def _start_servers(environment: dict[str, str], data: DataDirectory, supervisor:
 def _find_ollama(environment: dict[str, str], supervisor: Supervisor) -> str:
     """Put the address of an Ollama into the environment and return the model for the proof.
 
-    A named one has to answer. Without a name it is the one at the usual address,
-    or else the simulated one. Raises ``AskingError``, also when it has no model.
+    Without a name it is the one at the usual address, or else the simulated one.
+    Raises ``AskingError`` when it has no model.
     """
     with step("Ollama") as current:
         url = environment.get("OLLAMA_URL", "").rstrip("/")
         if url:
-            if not proof.answers(f"{url}/api/version"):
-                raise AskingError(f"OLLAMA_URL names {url}, but no Ollama answers there.")
             current.result = f"yours, at {url}"
         elif proof.answers(f"{USUAL_OLLAMA}/api/version"):
             url = USUAL_OLLAMA

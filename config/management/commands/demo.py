@@ -17,6 +17,9 @@ class Command(BaseCommand):
 
     help = "Prepare the data of the quickstart (reads its wishes as JSON), or wait for a call's ledger entry."
 
+    # They load every page there is, and a quickstart, which runs this twice, starts a web process anyway.
+    requires_system_checks = ()
+
     def add_arguments(self, parser: ArgumentParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True)
         actions.add_parser("prepare")
