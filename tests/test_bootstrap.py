@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -31,17 +32,30 @@ OUTER_HAS_PIP = (
 
 @pytest.fixture
 def lock(tmp_path: Path) -> Path:
+    return a_lock(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lock with its environment beside it, for tests that leave both whole: a build takes a second."""
+    lock = a_lock(tmp_path_factory.mktemp("built"))
+    first = build(lock)
+    assert first.returncode == 0, first.stdout + first.stderr
+    return lock
+
+
+def a_lock(directory: Path) -> Path:
     """A lock of one package, which lies beside it."""
-    wheel = tmp_path / "tollgate_sample-1.0-py3-none-any.whl"
+    wheel = directory / "tollgate_sample-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         info = "tollgate_sample-1.0.dist-info"
         archive.writestr("tollgate_sample.py", "answer = 42\n")
         archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tollgate-sample\nVersion: 1.0\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
-    lock = tmp_path / "lock.txt"
+    lock = directory / "lock.txt"
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    lock.write_text(f"--no-index\n--find-links {tmp_path}\ntollgate-sample==1.0 --hash=sha256:{digest}\n")
+    lock.write_text(f"--no-index\n--find-links {directory}\ntollgate-sample==1.0 --hash=sha256:{digest}\n")
     return lock
 
 
@@ -84,12 +98,9 @@ def test_the_environment_is_built_once(lock: Path) -> None:
 
 
 @pytest.mark.skipif(not OUTER_HAS_PIP, reason="the Python that .venv is made of has no pip")
-def test_without_ensurepip_the_outer_pip_installs(lock: Path) -> None:
-    built = build(lock, ensurepip=False)
-
-    assert built.returncode == 0, built.stdout + built.stderr
-    assert not (lock.parent / "environment" / "bin" / "pip").exists()
-    assert answer_in(lock) == "42"
+def test_without_ensurepip_the_outer_pip_installs(built: Path) -> None:
+    assert not (built.parent / "environment" / "bin" / "pip").exists()
+    assert answer_in(built) == "42"
 
 
 def test_two_at_once_build_one_environment(lock: Path) -> None:
@@ -118,38 +129,32 @@ def test_a_file_that_does_not_match_its_hash_is_not_installed(lock: Path) -> Non
     assert not (lock.parent / "environment" / "tollgate.stamp").exists()
 
 
-def test_an_attempt_cut_short_is_repeated(lock: Path) -> None:
-    build(lock)
-    (lock.parent / "environment" / "tollgate.stamp").unlink()
-    for file in lock.parent.glob("environment/lib/python3*/site-packages/tollgate_sample*"):
+def test_an_attempt_cut_short_is_repeated(built: Path) -> None:
+    (built.parent / "environment" / "tollgate.stamp").unlink()
+    for file in built.parent.glob("environment/lib/python3*/site-packages/tollgate_sample*"):
         subprocess.run(["rm", "-r", str(file)], check=True)
+    assert answer_in(built) != "42"
+
+    again = build(built)
+
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert answer_in(built) == "42"
+
+
+def test_an_environment_that_was_moved_here_is_built_anew(built: Path, lock: Path) -> None:
+    shutil.copytree(built.parent / "environment", lock.parent / "environment", symlinks=True)
 
     again = build(lock)
 
     assert again.returncode == 0, again.stdout + again.stderr
+    assert str(lock.parent) in (lock.parent / "environment" / "bin" / "activate").read_text()
     assert answer_in(lock) == "42"
 
 
-def test_an_environment_that_was_moved_here_is_built_anew(lock: Path) -> None:
-    build(lock)
-    elsewhere = lock.parent / "elsewhere"
-    elsewhere.mkdir()
-    (lock.parent / "environment").rename(elsewhere / "environment")
-    moved = elsewhere / "lock.txt"
-    moved.write_text(lock.read_text())
+def test_a_changed_lock_is_installed(built: Path) -> None:
+    built.write_text(built.read_text() + "# changed\n")
 
-    again = build(moved)
-
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert str(elsewhere) in (elsewhere / "environment" / "bin" / "activate").read_text()
-    assert answer_in(moved) == "42"
-
-
-def test_a_changed_lock_is_installed(lock: Path) -> None:
-    build(lock)
-    lock.write_text(lock.read_text() + "# changed\n")
-
-    again = build(lock)
+    again = build(built)
 
     assert "installed with pip" in again.stdout
 

@@ -65,17 +65,6 @@ def run(
     return ran, [line.split() for line in told.read_text().splitlines()]
 
 
-def test_servers_live_as_long_as_the_tests(probe: Path) -> None:
-    ran, told = run(probe)
-
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    (database, number, process, place), _ = told
-    assert (database, number) == ("test_tollgate", "/0")
-    assert not children.command_of(int(process))
-    assert not Path(place).exists()
-    assert list(probe.with_name("temporary").iterdir()) == []
-
-
 def test_workers_share_the_servers_and_nothing_in_them(probe: Path) -> None:
     ran, told = run(probe, "-n", "2", "--dist", "each")
 
@@ -87,20 +76,28 @@ def test_workers_share_the_servers_and_nothing_in_them(probe: Path) -> None:
     assert len({process for _, _, process, _ in told}) == 1
 
 
-def test_what_a_killed_run_left_is_removed_by_the_next(probe: Path) -> None:
+def test_servers_live_as_long_as_the_tests_and_what_a_killed_run_left_is_removed_by_the_next(
+    probe: Path,
+) -> None:
     killed, told = run(probe, PROBE_DIES="yes")
     assert killed.returncode == -9
     assert Path(told[0][3]).exists()
 
-    ran, _ = run(probe)
+    ran, again = run(probe)
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
+    (database, number, process, place), _ = again
+    assert (database, number) == ("test_tollgate", "/0")
+    for server in (told[0][2], process):
+        assert not children.command_of(int(server))
     assert not Path(told[0][3]).exists()
-    assert not children.command_of(int(told[0][2]))
+    assert not Path(place).exists()
+    assert list(probe.with_name("temporary").iterdir()) == []
 
 
 def test_workers_do_not_share_a_redis_that_was_given(probe: Path) -> None:
-    ran, told = run(probe, "-n", "2", REDIS_URL=os.environ["REDIS_URL"])
+    given = {name: os.environ[name] for name in ("DATABASE_URL", "REDIS_URL")}
+    ran, told = run(probe, "-n", "2", **given)
 
     assert ran.returncode == pytest.ExitCode.USAGE_ERROR
     assert "leave REDIS_URL unset" in ran.stderr
