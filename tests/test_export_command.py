@@ -192,7 +192,7 @@ def test_standard_output_gets_the_bytes_alone(acme: Tenant) -> None:
     assert [event.subject for event in exported()] == ["acme"]
 
 
-MANY = 200_000
+MANY = 100_000
 FLAT_BYTES = 12 * 2**20
 # Options, and the rows that come of the entries.
 KINDS = {
