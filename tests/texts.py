@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -132,13 +133,17 @@ def found_in(path: Path, name: str) -> Iterator[Message]:
 def wanted() -> Catalog:
     """A catalog without German of all texts that need one."""
     catalog = Catalog(locale="de", project="Tollgate", charset="utf-8", header_comment=_commented(HEADER))
-    for path in sources():
-        for message in found_in(path, str(path.relative_to(ROOT))):
-            catalog.add(message.id, locations=message.locations, context=message.context)
+    for message in _of_sources():
+        catalog.add(message.id, locations=message.locations, context=message.context)
     for message in _of_allauth():
         if catalog.get(message.id, message.context) is None:
             catalog.add(message.id, locations=[("allauth", 0)], context=message.context, flags=message.flags)
     return catalog
+
+
+@cache
+def _of_sources() -> list[Message]:
+    return [message for path in sources() for message in found_in(path, str(path.relative_to(ROOT)))]
 
 
 def _of_allauth() -> Iterator[Message]:
