@@ -72,10 +72,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
     A Redis that was given has only the one database that was named.
     """
-    # One more than there are cores: tests wait for processes, streams and browsers half of their time.
+    # Two more than there are cores: tests wait for processes, streams and browsers half of their time.
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     return (
-        min((os.cpu_count() or 1) + 1, MOST_WORKERS) if whole and "TOLLGATE_TEST_REDIS" in os.environ else 0
+        min((os.cpu_count() or 1) + 2, MOST_WORKERS) if whole and "TOLLGATE_TEST_REDIS" in os.environ else 0
     )
 
 
