@@ -53,6 +53,9 @@ NEEDED = "TOLLGATE_NEEDS_BROWSER"
 PROGRAMS = ("chromium-headless-shell", "chromium")
 MISSING = f"no Chromium here; get one by: apt-get install {PROGRAMS[0]} (with {NEEDED}=1 this is a failure)"
 
+# The scripts of a page, and axe, are through before compiling them to be fast would have paid.
+UNCOMPILED = "--js-flags=--no-opt,--no-maglev"
+
 PASSWORD = "correct horse battery staple"
 SECRET = re.compile(r"^tg_[0-9A-Za-z]{58}$")
 
@@ -92,7 +95,7 @@ def a_chromium(program: str) -> Iterator[Chromium]:
         playwright: Playwright = thread.call(sync_playwright().start)
         sync_api.expect.set_options(timeout=PATIENCE_MS)
         try:
-            with playwright.chromium.launch(executable_path=program) as running:
+            with playwright.chromium.launch(executable_path=program, args=[UNCOMPILED]) as running:
                 yield running
         finally:
             playwright.stop()
