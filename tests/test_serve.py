@@ -458,7 +458,7 @@ def test_a_websocket_is_refused_without_a_trace(served, path):
     def leaves_no_trace() -> bool:
         written = served.errors.stat().st_size
         assert read_all(served.ask(request)).startswith(b"HTTP/1.1 403 ")
-        return served.errors.stat().st_size == written
+        return bool(served.errors.stat().st_size == written)
 
     # Work in the background, for which this server has no tables, may say so meanwhile.
     until(leaves_no_trace)
@@ -480,10 +480,11 @@ def test_a_chunk_is_sent_when_it_is_there(served):
 
 
 def test_two_workers_share_the_connections_and_one_that_crashes_is_replaced(tmp_path):
-    def answered() -> set[int]:
-        return {served.get("/v1/echo").json()["pid"] for _ in range(60)}
-
     with serving(tmp_path, "--workers", "2") as served:
+
+        def answered() -> set[int]:
+            return {served.get("/v1/echo").json()["pid"] for _ in range(60)}
+
         first, other = served.workers
         assert answered() == {first, other}
 
