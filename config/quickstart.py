@@ -220,10 +220,12 @@ def _find_ollama(environment: dict[str, str], supervisor: Supervisor) -> str:
 
 def _start_gateway(environment: Mapping[str, str], supervisor: Supervisor, host: str) -> None:
     celery = ["-m", "celery", "--app", "config.celery"]
-    supervisor.start("beat", [*celery, "beat", "--pidfile", ""], environment, patience=PATIENCE)
+    # Django's checks would have both load every page there is, beside the web process that needs them.
+    unchecked = {**environment, "CELERY_SKIP_CHECKS": "1"}
+    supervisor.start("beat", [*celery, "beat", "--pidfile", ""], unchecked, patience=PATIENCE)
     # Threads, not processes: a worker's children could outlive it.
     worker = ["worker", "--pool", "threads", "--concurrency", "2", "--without-gossip", "--without-mingle"]
-    supervisor.start("worker", [*celery, *worker], environment, patience=PATIENCE)
+    supervisor.start("worker", [*celery, *worker], unchecked, patience=PATIENCE)
     port = environment["GATEWAY_URL"].rpartition(":")[2]
     serve = ["manage.py", "serve", "--trial", "--host", host, "--port", port]
     supervisor.start("web", serve, environment, patience=WEB_PATIENCE)
