@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 from django.apps import apps
 from django.urls import URLPattern, URLResolver, get_resolver
@@ -169,6 +170,10 @@ class Address:
             )
 
         return "/" + _PARAMETER.sub(value, self.route)
+
+    def narrowed(self, own: Belongings, filters: Mapping[str, str], whose: Mapping[str, Any]) -> str:
+        """The address of what is one's own, with these of its filters set to what is somebody's."""
+        return f"{self.filled(own.slug, own)}?{urlencode({name: whose[of] for name, of in filters.items()})}"
 
 
 def _longest(table: Mapping[str, Any], route: str) -> Any:

@@ -18,6 +18,7 @@ from django.test import Client, override_settings
 from django.urls import include, path
 
 from audit.walls import across, rows_of
+from budgets.models import LedgerEntry
 from config.walls import walled_models
 from tenants.access import Access
 from tenants.models import Member, Team, Tenant, User
@@ -27,9 +28,11 @@ from tests.accounts import quiet_counters
 from tests.crawling import IDS, OF_NO_TENANT, Address, Belongings, Unclassified, addresses
 from tests.managing import manager
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 ADDRESSES = addresses()
+# So an address answers that is closed to who asks, or that nothing is read from.
+CLOSED = (403, 405)
 VISITORS = [*Member.Role.values, "owner on the staff", "key of a tenant"]
 # In every page that has a form, and different each time.
 TOKEN = re.compile(r'(csrfmiddlewaretoken" value=")[^"]+')
@@ -56,10 +59,20 @@ def listing(request: HttpRequest, access: Access) -> HttpResponse:
         return HttpResponse(", ".join(str(team.pk) for team in Team.objects.all()))
 
 
+@tenant_page
+def hinting(request: HttpRequest, access: Access) -> HttpResponse:
+    """Closed to everybody, with another word where a filter finds something."""
+    with across():
+        wanted = request.GET.get("request")
+        there = wanted is not None and LedgerEntry.objects.filter(request_id=wanted).exists()
+    return HttpResponse("not here" if there else "no", status=403)
+
+
 urlpatterns = [
     path("portal/<slug:slug>/leaking/<uuid:team_id>/", leaking),
     path("portal/<slug:slug>/refusing/<uuid:team_id>/", refusing),
     path("portal/<slug:slug>/listing/", listing),
+    path("portal/<slug:slug>/hinting/", hinting),
     path("", include("config.urls")),
 ]
 
@@ -72,20 +85,20 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.fixture(autouse=True)
-def _house(settings: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def site(transactional_db: None, settings: Any, tmp_path: Path) -> None:
     settings.SPOOL_DIR, settings.EXPORT_DIR = tmp_path / "spool", tmp_path / "exports"
     settings.MANAGEMENT_REQUESTS_PER_MINUTE = 10**6
     quiet_counters()
 
 
 @pytest.fixture
-def acme() -> Belongings:
+def acme(site: None) -> Belongings:
     return Belongings("acme")
 
 
 @pytest.fixture
-def globex() -> Belongings:
+def globex(site: None) -> Belongings:
     return Belongings("globex")
 
 
@@ -139,7 +152,7 @@ class Pair:
 
 
 def pairs_of(
-    address: Address, own: Belongings, foreign: Belongings, nobody: Mapping[str, Any]
+    address: Address, own: Belongings, foreign: Belongings, nobody: Mapping[str, Any], *, closed: bool
 ) -> Iterator[Pair]:
     of_portal = address.route.startswith("portal/<slug:slug>/")
     bodies = (dict(foreign), dict(nobody))
@@ -150,9 +163,11 @@ def pairs_of(
         theirs, nobodys = address.filled(own.slug, foreign), address.filled(own.slug, nobody)
         if theirs != nobodys or method != "GET":
             yield Pair(method, theirs, nobodys, bodies)
-    for name, of in address.filters().items():
-        here = address.filled(own.slug, own)
-        theirs, nobodys = (f"{here}?{urlencode({name: whose[of]})}" for whose in (foreign, nobody))
+    filters = address.filters()
+    # An open page may let one filter hide what another shows; a closed one may look at any of them at most.
+    asked = [filters] if closed else [{name: of} for name, of in filters.items()]
+    for some in asked:
+        theirs, nobodys = (address.narrowed(own, some, whose) for whose in (foreign, nobody))
         yield Pair("GET", theirs, nobodys, ({}, {}))
 
 
@@ -163,7 +178,10 @@ def troubles_with(
     status, _, told = visitor.ask("GET", address.filled(own.slug, own))
     if status >= 500 or _marks_in(told, foreign):
         yield f"GET /{address}: {status}, tells {_marks_in(told, foreign)}"
-    for pair in pairs_of(address, own, foreign, nobody):
+    filters = address.filters()
+    closed = bool(filters) and status in CLOSED
+    closed = closed and visitor.ask("GET", address.narrowed(own, filters, own))[0] == status
+    for pair in pairs_of(address, own, foreign, nobody, closed=closed):
         theirs = visitor.ask(pair.method, pair.theirs, pair.bodies[0])
         nobodys = visitor.ask(pair.method, pair.nobodys, pair.bodies[1])
         sent_back = _any_of(_in_words(foreign) | _in_words(nobody))
@@ -266,6 +284,7 @@ def test_nobody_learns_of_another_tenant_at_any_address(
         ("portal/<slug:slug>/leaking/<uuid:team_id>/", "is told from"),
         ("portal/<slug:slug>/refusing/<uuid:team_id>/", "is told from"),
         ("portal/<slug:slug>/listing/", "tells"),
+        ("portal/<slug:slug>/hinting/", "is told from"),
     ],
 )
 def test_the_crawl_finds_what_it_is_there_to_find(
