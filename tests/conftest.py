@@ -7,6 +7,7 @@ own port, as a client would.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import ssl
@@ -25,7 +26,7 @@ from django.test import Client, TransactionTestCase, override_settings
 from whitenoise.middleware import WhiteNoiseMiddleware
 
 from budgets import ledger
-from budgets.counters import CLOCK, EPOCH
+from budgets.counters import CLOCK, EPOCH, HOLDS, redis_in_bytes
 from budgets.models import CounterEpoch, LedgerEntry
 from budgets.rebuild import ensure_epoch
 from config.embedded import Valkey
@@ -39,7 +40,7 @@ from tenants.models import Tenant, User
 from tenants.redis import redis_now
 from tenants.services import create_tenant
 from tests.emptying import empty_tables
-from tests.gateway import Gateway
+from tests.gateway import Gateway, SharedGateway
 from tests.servers import TEMPLATE
 
 # Fixtures ``browser``, ``page`` and ``owner``; ``mail`` and ``http``.
@@ -156,8 +157,14 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 
 @pytest.fixture(scope="session")
 def gateway(django_db_setup: None) -> Iterator[Gateway]:
-    with Gateway() as running:
+    with SharedGateway() as running:
+        _shared[settings.REDIS_URL] = running
         yield running
+        _shared.clear()
+
+
+# While it runs: by the address of its Redis.
+_shared: dict[str, SharedGateway] = {}
 
 
 @pytest.fixture
@@ -178,15 +185,19 @@ def furnish(ollama: SimulatorThread) -> None:
 
     The mark of the counters stays all the time, and the time of the last call is
     none before this: a gateway that saw either gone would take that for a loss, and
-    send again what it booked for the test before. The models of the upstream stay, because a
+    send again what it booked for the test before. For the same reason the shared one is
+    renewed if a test has changed the mark. The models of the upstream stay, because a
     gateway goes on knowing them while a page, which asks Redis, would find none.
     """
-    epoch = redis_now().get(EPOCH)
+    _let_calls_end()
+    epoch: bytes | None = redis_in_bytes().get(EPOCH)
+    shared = _shared.get(settings.REDIS_URL)
+    if shared is not None and shared.mark not in (None, epoch):
+        shared.renew()
     models = redis_now().get(published_at("sim"))
     emptying = redis_now().pipeline(transaction=True)
     emptying.flushdb()
     if epoch is not None:
-        assert isinstance(epoch, bytes)
         CounterEpoch.objects.create(epoch=epoch.decode())
         emptying.set(EPOCH, epoch)
         seconds, microseconds = redis_now().time()
@@ -195,7 +206,18 @@ def furnish(ollama: SimulatorThread) -> None:
         emptying.set(published_at("sim"), models, px=int(settings.CATALOG_MAX_AGE_SECONDS * 1000))
     emptying.execute()
     ensure_epoch()
+    if shared is not None:
+        shared.mark = redis_in_bytes().get(EPOCH)
     save_upstream(upstream=Upstream(name="sim", base_url=ollama.url), actor="test")
+
+
+def _let_calls_end() -> None:
+    """Wait a moment until the calls of the last test are booked: else they would be in the books of this one.
+
+    Those of a process that was killed do not end.
+    """
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: not redis_now().zcard(HOLDS), seconds=1)
 
 
 @dataclass(frozen=True)

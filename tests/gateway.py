@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Self
 from urllib.parse import quote
 
 from django.conf import settings
@@ -50,7 +51,7 @@ class Gateway:
         self._arguments = ["serve", "--trial", "--port", "0", "--workers", str(workers)]
         self._environment = {**environment(), "CATALOG_REFRESH_SECONDS": "0.5", **extra}
 
-    def __enter__(self) -> Gateway:
+    def __enter__(self) -> Self:
         with contextlib.ExitStack() as files:
             self._log = files.enter_context(tempfile.TemporaryFile("w+"))
             self.process = subprocess.Popen(
@@ -105,3 +106,15 @@ class Gateway:
         """
         log = self._log.fileno()
         return os.pread(log, os.fstat(log).st_size, 0).decode(errors="replace")
+
+
+class SharedGateway(Gateway):
+    """The one that most tests share."""
+
+    # The mark of the counters of the last house; None before the first.
+    mark: bytes | None = None
+
+    def renew(self) -> None:
+        """Have another process do its work, at another address; it knows nothing of what was before."""
+        self.__exit__()
+        self.__enter__()
