@@ -21,6 +21,7 @@ from budgets import ledger, rollups
 from budgets.counters import Counter
 from budgets.models import Budget, ParkedRecord
 from budgets.rebuild import counter_of, present_periods
+from budgets.records import told_in
 from budgets.rollups import Part
 from budgets.schedules import schedules_of
 from budgets.survey import Survey
@@ -176,10 +177,11 @@ def _parked_amounts() -> Tally[str]:
         :PARKED_LOOKED_AT
     ]:
         try:
-            fields = orjson.loads(text)
-            call, end = orjson.loads(fields["call"]), orjson.loads(fields["end"])
-            first = orjson.loads(fields["first"])["amounts"] if fields["kind"] == "adjustment" else None
-            for at, (counter, used) in enumerate(zip(call["counters"], end["amounts"], strict=True)):
+            told = told_in(orjson.loads(text))
+            first = told["first"]["amounts"] if told["kind"] == "adjustment" else None
+            for at, (counter, used) in enumerate(
+                zip(told["call"]["counters"], told["end"]["amounts"], strict=True)
+            ):
                 amounts[Counter(*counter).key] += int(used) - (int(first[at]) if first else 0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             continue

@@ -11,7 +11,7 @@ import hashlib
 import struct
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -95,17 +95,18 @@ class Script:
     sha: str
 
 
-def _read(name: str) -> Script:
-    text = (Path(__file__).parent / "lua" / f"{name}.lua").read_text()
+def _read(*names: str) -> Script:
+    """A script of one text, or of several that stand one behind the other."""
+    text = "".join((Path(__file__).parent / "lua" / f"{name}.lua").read_text() for name in names)
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-RESERVE = _read("reserve")
-HEARTBEAT = _read("heartbeat")
-PROLONG = _read("prolong")
-RESTORE = _read("restore")
-SETTLE = _read("settle")
-STOP = _read("stop")
+RESERVE = _read("holds", "reserve")
+HEARTBEAT = _read("holds", "heartbeat")
+PROLONG = _read("holds", "prolong")
+RESTORE = _read("holds", "restore")
+SETTLE = _read("holds", "settle")
+STOP = _read("holds", "stop")
 ACKNOWLEDGE = _read("acknowledge")
 REBUILD = _read("rebuild")
 SURVEY = _read("survey")
@@ -117,11 +118,6 @@ SCRIPTS = (RESERVE, HEARTBEAT, PROLONG, RESTORE, SETTLE, STOP, ACKNOWLEDGE, REBU
 def packed(numbers: Sequence[float]) -> bytes:
     """Numbers as the scripts unpack them: little-endian doubles, exact for whole ones below 2^53."""
     return struct.pack(f"<{len(numbers)}d", *numbers)
-
-
-def as_text(amounts: Iterable[int]) -> str:
-    """What is held for a call on each counter, as it stands in the hold."""
-    return " ".join(map(str, amounts))
 
 
 async def run(script: Script, keys: list[str], *arguments: Any) -> Any:

@@ -123,9 +123,10 @@ class Counting:
     ``keys`` are the counters' names. ``as_json`` is what the ledger has to know
     of the counters. ``units`` are those that are counted, ``unit_of`` says of each
     counter which one of them is its; ``refusing`` are those of which a limit may
-    refuse. ``terms`` is what reserve.lua has to know of each, packed: kind, limit and
-    whether it may refuse; which unit, from 1 on; from when to when (ms) these are the counter
-    and its limit; and the second at which the counter may go.
+    refuse. ``stay`` is from when to when (ms) these are the counters and limits; ``terms`` is
+    what reserve.lua has to know of each, packed: kind; the limit beyond which it refuses, and
+    that beyond which it refuses or says so; which unit, from 1 on; and the second at which
+    the counter may go.
     ``last`` is the call admitted last, where the tenant has credit.
     """
 
@@ -136,6 +137,7 @@ class Counting:
     units: tuple[str, ...]
     unit_of: tuple[int, ...]
     refusing: frozenset[int]
+    stay: tuple[float, float]
     terms: bytes
     _since_ms: float
     _until_ms: float
@@ -147,15 +149,16 @@ class Counting:
         counters = tuple(limit.counter(now_ms, run) for limit in limits)
         stays = [limit.stays(now_ms) for limit in limits]
         units = tuple(dict.fromkeys(limit.unit for limit in limits))
-        terms: list[int] = []
-        for limit, counter, (since, until) in zip(limits, counters, stays, strict=True):
+        since_ms = max((since for since, _ in stays if since is not None), default=-inf)
+        until_ms = min((until for _, until in stays if until is not None), default=inf)
+        terms: list[float] = []
+        for limit, counter in zip(limits, counters, strict=True):
+            most = inf if limit.limit is None else limit.limit
             terms += (
                 NUMBERS_OF_KINDS[limit.kind],
-                NONE if limit.limit is None else limit.limit,
-                limit.hard,
+                most if limit.hard else inf,
+                most,
                 units.index(limit.unit) + 1,
-                NONE if since is None else since,
-                NONE if until is None else until,
                 -counter.expires if counter.is_put_off else counter.expires or NONE,
             )
         return cls(
@@ -168,14 +171,11 @@ class Counting:
             refusing=frozenset(
                 units.index(limit.unit) for limit in limits if limit.hard and limit.limit is not None
             ),
+            stay=(since_ms, until_ms),
             terms=packed(terms),
-            _since_ms=max((since for since, _ in stays if since is not None), default=-inf),
-            _until_ms=min(
-                [until for _, until in stays if until is not None]
-                # So that what may go, and when, is worked out anew while the run goes on.
-                + [now_ms + A_DAY_MS for counter in counters if counter.is_put_off],
-                default=inf,
-            ),
+            _since_ms=since_ms,
+            # So that what may go, and when, is worked out anew while a run goes on.
+            _until_ms=min([until_ms, *(now_ms + A_DAY_MS for counter in counters if counter.is_put_off)]),
         )
 
     def of_each(self, by_unit: Sequence[One]) -> tuple[One, ...]:

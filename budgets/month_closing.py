@@ -33,6 +33,7 @@ from budgets.models import (
 )
 from budgets.open_months import following, one_at_a_time, take
 from budgets.periods import Days
+from budgets.records import told_in
 from budgets.running_calls import running_calls
 from budgets.schedules import accounting_days
 from budgets.statements import draw_up, selection_of
@@ -304,6 +305,6 @@ def _parked(tenant_id: UUID) -> int:
 
 def _whose(record_as_text: str) -> str | None:
     try:
-        return str(UUID(orjson.loads(orjson.loads(record_as_text)["call"])["tenant_id"]))
+        return str(UUID(told_in(orjson.loads(record_as_text))["call"]["tenant_id"]))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -48,13 +49,13 @@ def record_in(fields: Fields | None) -> Record:
     """The record in a stream entry; raises one of ``UNREADABLE`` for one that is none."""
     if fields is None:
         raise ValueError("the stream has lost the entry")
-    kind = fields[b"kind"].decode()
-    call, end = orjson.loads(fields[b"call"]), orjson.loads(fields[b"end"])
+    told = told_in({name.decode(): text.decode() for name, text in fields.items()})
+    kind, call, end = told["kind"], told["call"], told["end"]
     if kind == "adjustment":
-        end = _difference(end, orjson.loads(fields[b"first"]))
+        end = _difference(end, told["first"])
     elif kind not in ("usage", "late"):
         raise ValueError(f"no such kind of record: {kind}")
-    ended_at = instant(int(fields[b"at"]))
+    ended_at = instant(told["at"])
     row = LedgerEntry(
         request_id=UUID(call["request_id"]),
         kind=LedgerEntry.Kind.ADJUSTMENT if kind == "adjustment" else LedgerEntry.Kind.USAGE,
@@ -94,6 +95,19 @@ def record_in(fields: Fields | None) -> Record:
         refused_by_in(end.get("refused_by", [])),
         end.get("refusal", ""),
     )
+
+
+def told_in(fields: Mapping[str, str]) -> dict[str, Any]:
+    """What a stream entry tells: ``kind``, ``at`` (ms), ``call``, ``end``, and of an adjustment ``first``.
+
+    Raises one of ``UNREADABLE``.
+    """
+    if "record" in fields:
+        told: dict[str, Any] = orjson.loads(fields["record"])
+        return told
+    # An earlier release wrote each as a field, and what it wrote may still wait.
+    in_json = ("at", "call", "end", "first")
+    return {name: orjson.loads(text) if name in in_json else text for name, text in fields.items()}
 
 
 def _pinned(price: list[Any] | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, TypeVar
@@ -11,10 +11,10 @@ from uuid import UUID
 import orjson
 
 from budgets.counters import HOLDS, STOP, STOPS, Counter, hold_key, redis_in_bytes, run_now
+from budgets.holds import Hold, holds_of
 from budgets.models import RunningCall
 
 BATCH = 200
-FIELDS = ("state", "call", "admitted", "output", "cap", "phase", "amounts")
 
 One = TypeVar("One")
 
@@ -33,13 +33,9 @@ def running_calls(*, tenant_id: UUID | None = None, key_id: UUID | None = None) 
         seen.update(names)
         if not names:
             continue
-        pipeline = redis.pipeline(transaction=False)
-        for name in names:
-            pipeline.hmget(hold_key(name.decode()), *FIELDS)
-        pipeline.hmget(STOPS, names)
-        *holds, reasons = pipeline.execute()
-        for hold, reason in zip(holds, reasons, strict=True):
-            call = _call_in(hold, reason)
+        holds = holds_of([name.decode() for name in names])
+        for hold, reason in zip(holds, redis.hmget(STOPS, names), strict=True):
+            call = None if hold is None else _call_in(hold, reason)
             if call is not None and tenant_id in (None, call.tenant_id) and key_id in (None, call.key_id):
                 yield call
 
@@ -64,38 +60,34 @@ def running_of_keys(key_ids: Collection[UUID]) -> int:
 
 def running_call(request_id: UUID) -> RunningCall | None:
     """One running call; None if there is none with this id. Raises ``RedisError``."""
-    redis = redis_in_bytes()
-    hold = redis.hmget(hold_key(request_id), *FIELDS)
-    return _call_in(hold, redis.hget(STOPS, str(request_id)))
+    (hold,) = holds_of([request_id])
+    return None if hold is None else _call_in(hold, redis_in_bytes().hget(STOPS, str(request_id)))
 
 
-def _call_in(hold: list[Any], reason: bytes | None) -> RunningCall | None:
-    """A call by its hold; None when it has ended meanwhile."""
-    state, facts, admitted, output, cap, phase, amounts = hold
-    if state != b"held":
-        return None
-    call = orjson.loads(facts)
+def _call_in(hold: Hold, reason: bytes | None) -> RunningCall:
+    """A call by its hold."""
+    call = orjson.loads(hold.call)
     return RunningCall(
         request_id=UUID(call["request_id"]),
         tenant_id=UUID(call["tenant_id"]),
         key_id=UUID(call["key_id"]),
         **{name: call[name] for name in ("tenant", "key", "member", "model", "upstream", "route", "stream")},
-        admitted_at=datetime.fromtimestamp(int(admitted) / 1000, UTC),
-        output_tokens=int(output),
-        output_cap=int(cap),
-        started=phase == b"started",
+        admitted_at=datetime.fromtimestamp(hold.admitted_ms / 1000, UTC),
+        output_tokens=hold.output_tokens,
+        output_cap=hold.output_cap,
+        started=hold.phase == "started",
         stopping=reason is not None,
         # A call that an earlier release admitted has not told.
         client=call.get("client", ""),
-        held_tokens=call["input_bound"] + int(cap),
-        held_micro_usd=_held_money(call["counters"], amounts),
+        held_tokens=call["input_bound"] + hold.output_cap,
+        held_micro_usd=_held_money(call["counters"], hold.amounts),
     )
 
 
-def _held_money(counters: list[list[Any]], amounts: bytes) -> int | None:
+def _held_money(counters: list[list[Any]], amounts: Sequence[int]) -> int | None:
     """What is held on the budgets in money; each of them holds the same."""
     units = (Counter(*counter).unit for counter in counters)
-    held = (int(amount) for unit, amount in zip(units, amounts.split(), strict=True) if unit == "micro_usd")
+    held = (amount for unit, amount in zip(units, amounts, strict=True) if unit == "micro_usd")
     return next(held, None)
 
 

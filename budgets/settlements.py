@@ -26,10 +26,10 @@ from budgets.counters import (
     CallOfScript,
     Counter,
     Script,
-    as_text,
     hold_key,
     packed,
 )
+from budgets.holds import first_line
 from budgets.pricing import PinnedPrice
 
 # How long a repeat still finds that the call has ended.
@@ -81,21 +81,20 @@ class Settlement(CallOfScript):
 
     @classmethod
     def keys_and_arguments(cls, calls: Sequence[Settlement]) -> tuple[list[str], list[Any]]:
-        keys = [HOLDS, USAGE, SETTLED, STOPS]
-        arguments: list[Any] = []
+        keys = [HOLDS, USAGE, SETTLED, STOPS, *(hold_key(call.request_id) for call in calls)]
+        arguments: list[Any] = [packed((len(calls), MARK_SECONDS, MARK_OF_VOID_SECONDS))]
         for _, kindred in groupby(calls, key=lambda call: call.kin):
             group = list(kindred)
             counters = group[0].counters
-            about = [len(group), MARK_SECONDS, MARK_OF_VOID_SECONDS, len(counters)]
+            about = [len(group), len(counters)]
             for counter in counters:
                 keys.append(counter.key)
                 about += (NUMBERS_OF_KINDS[counter.kind], counter.expires or NONE)
             arguments.append(packed(about + _sums(group)))
             for call in group:
-                keys.append(hold_key(call.request_id))
-                held = "" if call.held is None else as_text(call.held)
+                begins = "" if call.held is None else first_line(call.held)
                 numbers = packed([call.admitted_ms, *call.amounts])
-                arguments += (call.request_id, call.mode, call.call, call.end, held, numbers)
+                arguments += (call.request_id, call.mode, call.call, call.end, begins, numbers)
         return keys, arguments
 
     @classmethod

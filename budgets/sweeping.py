@@ -17,7 +17,8 @@ import orjson
 from django.conf import settings
 
 from budgets.charges import BOUND, Usage
-from budgets.counters import HOLDS, Counter, hold_key, redis_in_bytes
+from budgets.counters import HOLDS, Counter, redis_in_bytes
+from budgets.holds import Hold, holds_of
 from budgets.models import SpooledSettlement
 from budgets.pricing import PinnedPrice
 from budgets.settlements import Moments, Settlement, settlement
@@ -56,11 +57,9 @@ def sweep() -> int:
 
 def _sweep(request_id: str) -> bool:
     redis = redis_in_bytes()
-    hold = redis.hgetall(hold_key(request_id))
-    if not hold:
+    (hold,) = holds_of([request_id])
+    if hold is None:
         redis.zrem(HOLDS, request_id)
-        return False
-    if hold[b"state"] != b"held":
         return False
     deadline_ms = int(redis.zscore(HOLDS, request_id) or 0)
     booked = _orphan(request_id, hold, deadline_ms).book_now()
@@ -69,24 +68,22 @@ def _sweep(request_id: str) -> bool:
     return booked == "usage"
 
 
-def _orphan(request_id: str, hold: dict[bytes, bytes], deadline_ms: int) -> Settlement:
-    call = orjson.loads(hold[b"call"])
-    phase = hold[b"phase"].decode()
-    output = int(hold[b"output"])
+def _orphan(request_id: str, hold: Hold, deadline_ms: int) -> Settlement:
+    call = orjson.loads(hold.call)
     # The hold was last prolonged one lease before it ran out.
-    told_ms = max(0, deadline_ms - settings.LEASE_SECONDS * 1000 - int(hold[b"admitted"]))
-    usage = Usage(call["input_bound"], 0, output, 0, None, None, None, BOUND, told_ms)
+    told_ms = max(0, deadline_ms - settings.LEASE_SECONDS * 1000 - hold.admitted_ms)
+    usage = Usage(call["input_bound"], 0, hold.output_tokens, 0, None, None, None, BOUND, told_ms)
     return settlement(
         request_id=request_id,
         mode="sweep",
-        call=hold[b"call"],
+        call=hold.call,
         counters=(Counter(*counter) for counter in call["counters"]),
         price=None if call["price"] is None else PinnedPrice(*call["price"]),
         input_bound=call["input_bound"],
-        output_cap=int(hold[b"cap"]),
-        gpu_cap_ms=int(hold[b"gpu"]) or None,
-        admitted_ms=int(hold[b"admitted"]),
-        usage=None if phase == "reserved" else usage,
+        output_cap=hold.output_cap,
+        gpu_cap_ms=hold.gpu_ms or None,
+        admitted_ms=hold.admitted_ms,
+        usage=None if hold.phase == "reserved" else usage,
         outcome=OUTCOME,
         status=0,
         moments=Moments(),

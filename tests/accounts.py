@@ -7,7 +7,6 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-import orjson
 from django.db import connection
 from django.utils.timezone import now
 
@@ -19,7 +18,7 @@ from budgets.usage import FIGURES, Selection, totals
 from tenants.ids import new_id
 from tenants.models import Tenant
 from tenants.services import create_tenant
-from tests.counting import believed_by_postgres, empty_redis, redis
+from tests.counting import as_fields, believed_by_postgres, empty_redis, redis
 
 PRICE_ID = UUID(int=7)
 
@@ -90,11 +89,10 @@ def settled(
         "load_ns": None, "prompt_ns": None, "output_ns": None,
         "admitted_ms": moment - 1000, "started_ms": None, "first_byte_ms": None,
     }  # fmt: skip
-    fields = {"request": str(request_id), "kind": kind, "at": moment, "call": orjson.dumps(call)}
-    fields["end"] = orjson.dumps(end)
+    told = {"kind": kind, "at": moment, "call": call, "end": end}
     if first is not None:
-        fields["first"] = orjson.dumps(worth | dict.fromkeys(("load_ns", "prompt_ns", "output_ns")) | first)
-    redis().xadd(USAGE, fields)
+        told["first"] = worth | dict.fromkeys(("load_ns", "prompt_ns", "output_ns")) | first
+    redis().xadd(USAGE, as_fields(told))
     redis().incr(SETTLED)
     return request_id
 

@@ -10,6 +10,7 @@ from django.db.models import Sum
 from audit.models import RequestEvent
 from budgets import booking
 from budgets.counters import DRAINED, HOLDS, SETTLED, redis_in_bytes
+from budgets.holds import holds_of
 from budgets.models import Budget, BudgetPeriod, LedgerEntry, ParkedRecord, SpooledSettlement, UsageRollup
 from budgets.usage import SUMS
 from tenants.models import Tenant
@@ -25,7 +26,7 @@ def what_is_underway() -> Iterator[str]:
     for key in redis.keys(f"{PARTITION}:leases:*"):
         yield f"{key.decode()} has leases {redis.zrange(key, 0, -1)}"
     for key in redis.keys(f"{PARTITION}:hold:*"):
-        if redis.hget(key, "state") == b"held":
+        if holds_of([key.decode().rpartition(":")[2]]) != [None]:
             yield f"{key.decode()} is open"
     if redis.zcard(HOLDS):
         yield f"open holds: {redis.zrange(HOLDS, 0, -1)}"

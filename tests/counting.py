@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
+import orjson
 import pytest
 from django.conf import settings
 from django.test import override_settings
@@ -19,11 +21,13 @@ from benchmarks.counting import Relay, RespRequests
 from benchmarks.run import through
 from budgets import epochs, ledger, limits
 from budgets.charges import Usage
-from budgets.counters import EPOCH, GENERATIONS, HOLDS, SETTLED, TALLIES, USAGE, Counter
+from budgets.counters import EPOCH, GENERATIONS, HOLDS, SETTLED, TALLIES, USAGE, Counter, hold_key
+from budgets.holds import granted_text, holds_of
 from budgets.limits import Limit, Limits
 from budgets.models import CounterEpoch
 from budgets.periods import Calendar, Schedule
 from budgets.pricing import PinnedPrice
+from budgets.records import told_in
 from budgets.reservations import Demand, Reservation, asking, reserve, settle
 from budgets.settlements import Moments
 from keys.verification import Caller, identify, reload
@@ -267,12 +271,45 @@ def open_holds() -> list[str]:
     return [request_id.decode() for request_id in redis().zrange(HOLDS, 0, -1)]
 
 
-def records() -> list[dict[str, str]]:
-    """The usage records in the stream."""
-    return [
-        {name.decode(): value.decode() for name, value in fields.items()}
-        for _, fields in redis().xrange(USAGE)
-    ]
+def change_hold(request_id: UUID, **changes: Any) -> None:
+    """Have the hold of a running call say something else: any of what ``Hold`` has."""
+    (known,) = holds_of([request_id])
+    assert known is not None
+    hold = replace(known, **changes)
+    granted = granted_text(hold.amounts, hold.output_cap, hold.gpu_ms)
+    told = f"{hold.admitted_ms} {hold.output_tokens} {hold.phase}"
+    redis().set(hold_key(request_id), f"held {granted} {told}\n{hold.call.decode()}")
+
+
+def records() -> list[dict[str, Any]]:
+    """What the usage records in the stream tell."""
+    return [told_by(fields) for _, fields in redis().xrange(USAGE)]
+
+
+def told_by(fields: dict[bytes, bytes]) -> dict[str, Any]:
+    return told_in({name.decode(): text.decode() for name, text in fields.items()})
+
+
+def as_fields(told: dict[str, Any]) -> dict[bytes, bytes]:
+    """A usage record as settle.lua writes it into the stream."""
+    return {b"record": orjson.dumps(told)}
+
+
+def as_fields_of_the_release_before(told: dict[str, Any]) -> dict[bytes, bytes]:
+    """A usage record as a release wrote it that had a field for each of what it tells."""
+    fields = {b"request": told["call"]["request_id"].encode(), b"kind": told["kind"].encode()}
+    return fields | {
+        name.encode(): orjson.dumps(told[name]) for name in ("at", "call", "end", "first") if name in told
+    }
+
+
+def change_record(change: Callable[[dict[str, Any]], Any]) -> None:
+    """Have the only record in the stream tell something else."""
+    ((stream_id, fields),) = redis().xrange(USAGE)
+    told = told_by(fields)
+    change(told)
+    redis().xdel(USAGE, stream_id)
+    redis().xadd(USAGE, as_fields(told))
 
 
 def records_counted() -> int:

@@ -27,6 +27,7 @@ from budgets.exceptions import (
     StoppedByOperator,
 )
 from budgets.heartbeats import Heartbeats, Progress
+from budgets.holds import holds_of
 from budgets.models import CounterEpoch, LedgerEntry, ParkedRecord, SpooledSettlement
 from budgets.rebuild import ensure_epoch
 from budgets.reservations import Reservation, ending, release, reserve, settle
@@ -267,8 +268,9 @@ def test_a_heartbeat_makes_hold_and_leases_last() -> None:
 
     assert redis().zscore("{p0}:holds", str(reservation.request_id)) > now_ms + 25_000
     assert redis().zscore(lease, str(reservation.request_id)) > now_ms + 25_000
-    hold = redis().hgetall(hold_key(reservation.request_id))
-    assert (hold[b"output"], hold[b"phase"]) == (b"42", b"started")
+    (hold,) = holds_of([reservation.request_id])
+    assert hold is not None
+    assert (hold.output_tokens, hold.phase) == (42, "started")
     assert sweep() == 0
     assert reservation.stopped_by is None
 

@@ -12,8 +12,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from benchmarks.counting import Count, counted
-from budgets.counters import hold_key
 from budgets.exceptions import CountersUnavailable, LimitReached, StaleCaller
+from budgets.holds import holds_of
 from budgets.limits import Limit
 from budgets.reservations import Reservation, release, reserve, settle
 from budgets.settlements import Moments
@@ -23,6 +23,7 @@ from tests.counting import (
     a_demand,
     a_rate,
     ada,
+    change_hold,
     concurrency,
     counter_of,
     empty_redis,
@@ -188,7 +189,9 @@ def test_calls_that_are_admitted_as_one_are_told_the_same() -> None:
 
     assert len({id(one.figures) for one in reservations}) == 1
     assert [one.remaining for one in reservations[0].standing] == [10**6 - 4 * 110, 996]
-    assert all(redis().hget(hold_key(one.request_id), "amounts") == b"110 1" for one in reservations)
+    assert {hold and hold.amounts for hold in holds_of([one.request_id for one in reservations])} == {
+        (110, 1)
+    }
 
 
 def test_who_exceeds_a_limit_that_only_counts_is_told_from_who_came_before() -> None:
@@ -204,7 +207,7 @@ def test_a_hold_that_is_not_as_its_owner_knows_it_is_booked_alone() -> None:
     caller = ada(budget, rate, running)
     reservations = together(*(reserve(caller, a_demand(10, 100)) for _ in range(3)))
     # As if more had been granted to it, of which its process has not heard.
-    redis().hset(hold_key(reservations[1].request_id), "amounts", "130 110 1")
+    change_hold(reservations[1].request_id, amounts=(130, 110, 1))
     redis().hincrby(counter_of(budget).key, "held", 20)
 
     together(*map(ending, reservations))

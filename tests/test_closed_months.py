@@ -20,7 +20,6 @@ import audit.recording
 from audit.models import AuditEvent
 from budgets import booking, canonical, ledger, month_closing
 from budgets.corrections import correct_usage
-from budgets.counters import hold_key
 from budgets.models import (
     ClosedMonth,
     CounterEpoch,
@@ -45,7 +44,7 @@ from tenants.models import Tenant
 from tenants.services import suspend_tenant
 from tests.accounts import a_tenant, ago, of_ledger, of_rollups, on, quiet_counters, settled, today, used
 from tests.conftest import eventually
-from tests.counting import admit, end, redis
+from tests.counting import admit, change_hold, end
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -171,7 +170,7 @@ def test_a_call_that_began_in_the_month_and_still_runs_keeps_it_open(acme: Tenan
     secret = issue_key(tenant=acme, label="nightly", actor="test")[1]
     began = on(following(last), "00:00") - timedelta(seconds=5)
     running = admit(secret)
-    redis().hset(hold_key(running.request_id), "admitted", int(began.timestamp() * 1000))
+    change_hold(running.request_id, admitted_ms=int(began.timestamp() * 1000))
 
     assert against(acme, last) == ["1 calls that began in the month still run."]
     end(running)

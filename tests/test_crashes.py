@@ -18,6 +18,7 @@ import pytest
 from django.conf import settings
 
 from budgets import spool
+from budgets.holds import holds_of
 from budgets.models import LedgerEntry, SpooledSettlement, Unit
 from budgets.services import set_budget
 from budgets.sweeping import sweep
@@ -70,9 +71,7 @@ def ready(url: str, secret: str, looks: int = 1) -> None:
 
 def progress_told() -> list[int]:
     """Output tokens of each running call of which a heartbeat has told some."""
-    redis = redis_now()
-    told = [int(redis.hget(hold, "output") or 0) for hold in redis.keys(f"{PARTITION}:hold:*")]
-    return [tokens for tokens in told if tokens]
+    return [hold.output_tokens for hold in holds_of(open_holds()) if hold and hold.output_tokens]
 
 
 def test_a_killed_gateway_loses_no_booking(house):

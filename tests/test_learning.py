@@ -13,7 +13,6 @@ from io import StringIO
 from typing import Any
 from uuid import uuid4
 
-import orjson
 import pytest
 from django.core.management import call_command
 from django.db import DatabaseError, IntegrityError, connection, transaction
@@ -33,7 +32,18 @@ from budgets.settlements import Moments
 from budgets.sweeping import sweep
 from keys.verification import Caller
 from tests.conftest import eventually
-from tests.counting import MODEL, a_budget, a_demand, ada, empty_redis, expire_hold, redis, some_usage
+from tests.counting import (
+    MODEL,
+    a_budget,
+    a_demand,
+    ada,
+    change_hold,
+    change_record,
+    empty_redis,
+    expire_hold,
+    redis,
+    some_usage,
+)
 from tests.test_closed_months import somebody_waits
 
 CALL = st.tuples(st.integers(1, 10**6), st.integers(1, 2**22))
@@ -232,7 +242,7 @@ def test_the_ledger_keeps_bytes_and_the_name_of_the_estimator(counters: None) ->
 
 def test_a_call_whose_process_died_is_booked_at_its_bound(counters: None) -> None:
     reservation = asyncio.run(reserve(ada(), a_demand(input_tokens=70)))
-    redis().hset(f"{{p0}}:hold:{reservation.request_id}", "phase", "started")
+    change_hold(reservation.request_id, phase="started")
     expire_hold(reservation.request_id)
 
     sweep()
@@ -246,12 +256,9 @@ def test_a_call_whose_process_died_is_booked_at_its_bound(counters: None) -> Non
 @pytest.mark.parametrize(("estimator", "named"), [("", ""), ("default", "default")])
 def test_a_record_of_the_release_before_is_taken_as_it_is(counters: None, estimator: str, named: str) -> None:
     call(ada(), some_usage(100, 10, input_bytes=400, estimator=estimator))
-    [(stream_id, fields)] = redis().xrange(USAGE)
-    end = orjson.loads(fields[b"end"])
-    for name in ("input_bytes", "output_bytes", "estimator"):
-        del end[name]
-    redis().xdel(USAGE, stream_id)
-    redis().xadd(USAGE, fields | {b"end": json.dumps(end)})
+    change_record(
+        lambda told: [told["end"].pop(name) for name in ("input_bytes", "output_bytes", "estimator")]
+    )
 
     ledger.drain()
 

@@ -11,7 +11,6 @@ from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-import orjson
 import pytest
 from django.db import DatabaseError, IntegrityError, connection
 from django.db.models import Sum
@@ -34,11 +33,15 @@ from tests.counting import (
     a_demand,
     a_rate,
     ada,
+    as_fields,
+    change_hold,
+    change_record,
     drain_and_die,
     empty_redis,
     expire_hold,
     figures,
     open_holds,
+    records,
     redis,
     some_usage,
 )
@@ -213,11 +216,11 @@ def test_two_drains_at_once_stay_exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def spoilt(change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
     """Put a record into the stream that is like the last one but for ``change``."""
-    fields = redis().xrange(USAGE)[-1][1]
-    told, end = orjson.loads(fields[b"call"]), orjson.loads(fields[b"end"])
-    told["request_id"] = str(uuid4())
-    change(told, end)
-    redis().xadd(USAGE, fields | {b"call": json.dumps(told), b"end": json.dumps(end)})
+    told = records()[-1]
+    told["call"]["request_id"] = str(uuid4())
+    change(told["call"], told["end"])
+    # As orjson does not write them, some of what is not to be read.
+    redis().xadd(USAGE, {"record": json.dumps(told)})
     redis().incr(SETTLED)
 
 
@@ -290,7 +293,7 @@ def test_an_orphan_is_booked_by_its_last_word_and_its_owner_adjusts_it() -> None
     caller = ada(budget, money, prices={MODEL: PRICE})
 
     reservation = asyncio.run(reserve(caller, a_demand(input_tokens=10, output_tokens=100)))
-    redis().hset(f"{{p0}}:hold:{reservation.request_id}", mapping={"output": 5, "phase": "started"})
+    change_hold(reservation.request_id, output_tokens=5, phase="started")
     expire_hold(reservation.request_id)
 
     assert sweep() == 1
@@ -324,10 +327,10 @@ def test_an_orphan_and_its_owner_who_end_it_in_the_same_millisecond_are_each_cou
     expire_hold(reservation.request_id)
     sweep()
     asyncio.run(settle(reservation, some_usage(output_tokens=20), "completed", Moments(), 200))
-    (first, of_sweep), (second, of_owner) = redis().xrange(USAGE)
-    redis().xdel(USAGE, first, second)
-    for fields in (of_sweep, of_owner | {b"at": of_sweep[b"at"]}):
-        redis().xadd(USAGE, fields)
+    of_sweep, of_owner = records()
+    redis().xtrim(USAGE, maxlen=0)
+    for told in (of_sweep, of_owner | {"at": of_sweep["at"]}):
+        redis().xadd(USAGE, as_fields(told))
 
     drain_and_die(monkeypatch)
     ledger.drain()
@@ -339,7 +342,7 @@ def test_an_orphan_and_its_owner_who_end_it_in_the_same_millisecond_are_each_cou
 def test_an_orphan_that_never_called_its_upstream_costs_nothing() -> None:
     budget = a_budget(1000)
     reservation = asyncio.run(reserve(ada(budget), a_demand()))
-    redis().hset(f"{{p0}}:hold:{reservation.request_id}", "phase", "reserved")
+    change_hold(reservation.request_id, phase="reserved")
     expire_hold(reservation.request_id)
 
     sweep()
@@ -385,11 +388,9 @@ def test_a_final_that_is_drained_together_with_its_orphan_is_an_adjustment_too()
 
 def test_the_day_is_the_one_on_which_the_call_ended_at_the_tenants() -> None:
     call(ada(time_zone="Pacific/Kiritimati"))
-    ((stream_id, fields),) = redis().xrange(USAGE)
-    redis().xdel(USAGE, stream_id)
     # A quarter past ten in the evening of UTC, fourteen hours behind Kiritimati.
     ended = datetime(2026, 3, 1, 22, 15, tzinfo=UTC)
-    redis().xadd(USAGE, fields | {b"at": int(ended.timestamp() * 1000)})
+    change_record(lambda told: told.update(at=int(ended.timestamp() * 1000)))
 
     ledger.drain()
 

@@ -15,7 +15,6 @@ from unittest import mock
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
-import orjson
 import pytest
 from django.db import DatabaseError
 from django.test import TransactionTestCase
@@ -45,12 +44,17 @@ from tests.counting import (
     a_budget,
     a_demand,
     ada,
+    as_fields,
+    as_fields_of_the_release_before,
+    change_record,
     empty_redis,
     expire_hold,
     put_back,
+    records,
     redis,
     some_usage,
     take_backup,
+    told_by,
 )
 from tests.emptying import empty_tables
 from tests.fault_proxy import line_to
@@ -78,7 +82,10 @@ class Outbox(NamedTuple):
 
 @cache
 def outbox() -> Outbox:
-    """Calls that ended in every way there is; the moments of their ends are moved over hours and days."""
+    """Calls that ended in every way there is; the moments of their ends are moved over hours and days.
+
+    Every other one is told as the release before told them.
+    """
     empty_redis()
     caller = ada(
         a_budget(None), a_budget(None, "micro_usd"), a_budget(None, "requests"), prices={MODEL: PRICE}
@@ -99,10 +106,14 @@ def outbox() -> Outbox:
     # Its owner's settlement has the name of the sweep's, and counts instead of it.
     redis().delete(f"{{p0}}:hold:{mark_lost.request_id}")
     end(mark_lost, output_tokens=50)
-    entries = [fields for _, fields in redis().xrange(USAGE)]
-    assert Tally(fields[b"kind"] for fields in entries) == {b"usage": 8, b"adjustment": 1, b"late": 1}
-    for number, fields in enumerate(entries):
-        fields[b"at"] = str(int(fields[b"at"]) - number * 5 * 3_600_000).encode()
+    told = records()
+    assert Tally(one["kind"] for one in told) == {"usage": 8, "adjustment": 1, "late": 1}
+    entries = [
+        (as_fields, as_fields_of_the_release_before)[number % 2](
+            one | {"at": one["at"] - number * 5 * 3_600_000}
+        )
+        for number, one in enumerate(told)
+    ]
     redis().delete(USAGE)
     return Outbox(entries, take_backup())
 
@@ -120,9 +131,10 @@ def as_they_must_be(entries: list[dict[bytes, bytes]]) -> Books:
     sums: Tally[str] = Tally()
     periods: Tally[str] = Tally()
     for fields in entries:
-        call, told = orjson.loads(fields[b"call"]), orjson.loads(fields[b"end"])
-        if fields[b"kind"] == b"adjustment":
-            first = orjson.loads(fields[b"first"])
+        one = told_by(fields)
+        call, told = one["call"], one["end"]
+        if one["kind"] == "adjustment":
+            first = one["first"]
             sums.update({name: told[name] - first[name] for name in SUMS})
             amounts = [used - before for used, before in zip(told["amounts"], first["amounts"], strict=True)]
             count(periods, call, amounts)
@@ -393,9 +405,7 @@ def test_a_stream_over_midnight_counts_whole_for_the_day_and_month_in_which_it_e
 ) -> None:
     """Its end is moved in its record: the clock of Redis cannot be set."""
     end(admit_with(secret), output_tokens=33)
-    ((stream_id, fields),) = redis().xrange(USAGE)
-    redis().xdel(USAGE, stream_id)
-    redis().xadd(USAGE, fields | {b"at": int(ended.timestamp() * 1000)})
+    change_record(lambda told: told.update(at=int(ended.timestamp() * 1000)))
     end(admit_with(secret), output_tokens=1)
 
     ledger.drain()

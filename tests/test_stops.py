@@ -208,8 +208,7 @@ def test_a_call_that_was_taken_for_dead_is_told_so_and_may_be_repeated(house, cl
     reading = Reading(client, "/v1/chat/completions")
     call = only_call()
 
-    redis().delete(hold_key(call.request_id))
-    redis().hset(hold_key(call.request_id), mapping={"state": "settled"})
+    redis().set(hold_key(call.request_id), "settled")
     told = json.loads(reading.ended())
 
     assert reading.status == 503

@@ -58,7 +58,19 @@ from tenants.ids import new_id
 from tenants.models import Tenant, User
 from tenants.services import create_tenant
 from tests.conftest import eventually
-from tests.counting import a_demand, admit, drain_and_die, end, expire_hold, redis, some_usage
+from tests.counting import (
+    a_demand,
+    admit,
+    as_fields,
+    as_fields_of_the_release_before,
+    change_record,
+    drain_and_die,
+    end,
+    expire_hold,
+    redis,
+    some_usage,
+    told_by,
+)
 from tests.gateway import ROOT, environment
 from tests.people import a_browser
 
@@ -452,13 +464,17 @@ def test_an_export_that_leaves_something_out_is_found(
     )
 
 
-def test_a_parked_record_is_told_as_the_cause(secret: str) -> None:
+@pytest.mark.parametrize("written", [as_fields, as_fields_of_the_release_before])
+def test_a_parked_record_is_told_as_the_cause(
+    secret: str, written: Callable[[dict[str, Any]], dict[bytes, bytes]]
+) -> None:
     call(secret)
     call(secret)
     ((_, fields), (spoilt_id, _)) = redis().xrange(USAGE)
     redis().xdel(USAGE, spoilt_id)
-    told = json.loads(fields[b"call"]) | {"model": "a\x00b", "request_id": str(new_id())}
-    redis().xadd(USAGE, fields | {b"call": json.dumps(told)})
+    told = told_by(fields)
+    told["call"] |= {"model": "a\x00b", "request_id": str(new_id())}
+    redis().xadd(USAGE, written(told))
 
     ledger.drain()
     found = differences()
@@ -564,9 +580,7 @@ def test_a_part_of_the_books_can_be_asked_about(acme: Tenant, secret: str) -> No
 
 def test_days_whose_entries_were_archived_are_left_out_and_their_rollups_stay(secret: str) -> None:
     end(admit(secret))
-    ((stream_id, fields),) = redis().xrange(USAGE)
-    redis().xdel(USAGE, stream_id)
-    redis().xadd(USAGE, fields | {b"at": int(fields[b"at"]) - 70 * 86_400_000})
+    change_record(lambda told: told.update(at=told["at"] - 70 * 86_400_000))
     ledger.drain()
     entry = LedgerEntry.objects.get()
     for table in booking.BY_MONTH:

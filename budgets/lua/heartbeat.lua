@@ -20,20 +20,19 @@
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local state = redis.call('HGET', KEYS[1], 'state') or 'missing'
-if state == 'held' then
+local hold = read_hold(redis.call('MGET', KEYS[1])[1], KEYS[1])
+if hold.state == 'held' then
   local deadline = now + ARGV[2]
-  local before = redis.call('HMGET', KEYS[1], 'output', 'phase')
-  redis.call('HSET', KEYS[1],
-    'output', math.max(tonumber(before[1]), tonumber(ARGV[3])),
-    'phase', before[2] == 'started' and before[2] or ARGV[4])
+  hold.output = math.max(tonumber(hold.output), tonumber(ARGV[3]))
+  hold.phase = hold.phase == 'started' and hold.phase or ARGV[4]
+  write_hold(KEYS[1], hold)
   for i = 5, #KEYS do
     redis.call('ZADD', KEYS[i], deadline, ARGV[1])
   end
   redis.call('ZADD', KEYS[2], deadline, ARGV[1])
 end
 return {
-  state,
+  hold.state,
   ARGV[1],
   redis.call('HGET', KEYS[3], ARGV[1]) or '',
   tonumber(redis.call('ZSCORE', KEYS[4], ARGV[5]) or -1),

@@ -13,16 +13,16 @@
 --
 -- A repeat, and one that comes late, writes nothing and returns held.
 
-local hold = redis.call('HMGET', KEYS[1], 'state', 'amounts', 'gpu')
-if hold[1] ~= 'held' then
-  return {hold[1] or 'missing', ARGV[1], {}}
+local hold = read_hold(redis.call('MGET', KEYS[1])[1], KEYS[1])
+if hold.state ~= 'held' then
+  return {hold.state, ARGV[1], {}}
 end
-if tonumber(ARGV[2]) <= tonumber(hold[3]) then
+if tonumber(ARGV[2]) <= tonumber(hold.gpu) then
   return {'held', ARGV[1], {}}
 end
 
 local amounts = {}
-for figure in string.gmatch(hold[2], '%S+') do
+for figure in string.gmatch(hold.amounts, '%S+') do
   table.insert(amounts, figure)
 end
 local rooms, more, state = {}, {}, 'held'
@@ -44,6 +44,7 @@ if state == 'held' then
   for i = 2, #KEYS do
     redis.call('HINCRBY', KEYS[i], 'held', string.format('%d', more[i]))
   end
-  redis.call('HSET', KEYS[1], 'amounts', table.concat(amounts, ' '), 'gpu', ARGV[2])
+  hold.amounts, hold.gpu = table.concat(amounts, ' '), ARGV[2]
+  write_hold(KEYS[1], hold)
 end
 return {state, ARGV[1], rooms}

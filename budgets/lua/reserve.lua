@@ -6,30 +6,31 @@
 -- but for the holds. Else its calls are decided one after the other, each as if it had come alone.
 --
 -- KEYS[1]     open holds, scored by deadline (ms)
--- KEYS[2]     epoch of the counters
--- KEYS[3]     generations
+-- KEYS[2]     generations
+-- KEYS[3]     epoch of the counters
 -- KEYS[4]     number of records handed to the ledger
 -- KEYS[5]     number of records the ledger has taken
 -- KEYS[6]     the latest time seen (ms)
--- KEYS[7..]   of each group its counters, then the holds of its calls
+-- KEYS[7..]   the holds of all calls, in the order of the groups; then of each group its counters
 -- ARGV[1]     the epoch that the counters must have
 -- ARGV[2]     numbers
 -- ARGV[3..]   of each group two: the subject of the tenant among the generations; numbers. Then of
 --             each of its calls four: request id; what is known of it, JSON, kept in the hold for
---             whoever settles it; what all that it wishes costs each counter, as text; numbers.
+--             whoever settles it; what its hold says is granted if all that it wishes is; numbers.
 --
--- Numbers are little-endian doubles; what is missing or endless is -1.
+-- Numbers are little-endian doubles; what is missing is -1.
 -- Those of all: the time that the caller takes it to be here, ms, and by how much it may be wrong;
 -- the latest time at which it was told that a call was admitted, ms; records that may wait for the
--- ledger.
+-- ledger; how many calls there are.
 -- Those of a group: how many calls it has; generations of the tenant and the platform in the
 -- caller's snapshot; ms since 1970 at which the key expires; ms a hold lasts without a
--- heartbeat, -1 to only look; how many charges a call has; of each of these what it comes to for all
--- calls together, and all that they wish; then seven for each counter:
---             kind (0 budget, 1 rate, 2 leases); limit; whether it may refuse (1 or 0); which of
---             the charges of a call is its, from 1 on; from when to when, ms, this is the counter
---             and this the limit; s since 1970 at which the counter may go, negative if each
---             call puts that off
+-- heartbeat, -1 to only look; from when to when, ms, its counters and limits are these; how many
+-- charges a call has; of each of these what it comes to for all calls together, and all that they
+-- wish; then five for each counter:
+--             kind (0 budget, 1 rate, 2 leases); the limit beyond which it refuses, and that beyond
+--             which calls are decided alone, because it refuses or only says so; which of the
+--             charges of a call is its, from 1 on; s since 1970 at which the counter may go,
+--             negative if each call puts that off
 -- Those of a call:
 --             output tokens wished for, and those with which the call is still of use; ms of
 --             GPU time wished for, and those; then five for each charge: whole, rest, rate, per and
@@ -60,7 +61,7 @@
 -- The whole second in which the oldest call came still counts, so no 60 s ever hold more than the limit.
 local WINDOW = 61
 local BUDGET, RATE, LEASES = 0, 1, 2
-local OF_GROUP, OF_COUNTER, OF_CALL, OF_CHARGE = 6, 7, 4, 5
+local OF_GROUP, OF_COUNTER, OF_CALL, OF_CHARGE = 8, 5, 4, 5
 -- How many arguments a call has.
 local ARGUMENTS = 4
 
@@ -136,63 +137,53 @@ local function wait_for(counter, charge, limit)
   return -1
 end
 
+local guess, tolerance, admitted_before, most_waiting, calls = struct.unpack('<ddddd', ARGV[2])
+-- The epoch and other single figures, and the holds that are there already.
+local found = ask('MGET', unpack(KEYS, 3, 6 + calls))
+local epoch, backlog = found[1], tonumber(found[2] or 0) - tonumber(found[3] or 0)
+local latest = tonumber(found[4] or 0)
+
 -- The counters by name, so that two groups that share one see the same.
 local counters = {}
 local groups = {}
 -- Whether a call may have been decided before: then each is looked at alone. Nearly never.
 local repeats = false
 do
-  local key, argument, seen = 7, 3, {}
+  local hold, key, argument, seen = 7, 7 + calls, 3, {}
   while ARGV[argument] do
     local told = numbers(ARGV[argument + 1])
-    local charges = told[6]
+    local count, terms = told[1], OF_GROUP + told[OF_GROUP]
+    -- Of its first call; the others stand behind it.
     local group = {
-      tenant = ARGV[argument], count = told[1], generation = told[2], platform = told[3], expires = told[4],
-      lease = told[5], told = told, size = (#told - OF_GROUP - charges) / OF_COUNTER,
-      counters = {}, limits = {}, charges = {}, shadows = false,
+      tenant = ARGV[argument], told = told, count = count, lease = told[5], terms = terms,
+      size = (#told - terms) / OF_COUNTER, counters = {}, hold = hold, argument = argument + 2,
     }
     for i = 1, group.size do
-      local at = OF_GROUP + charges + OF_COUNTER * (i - 1)
-      local counter = counters[KEYS[key]]
+      local name = KEYS[key]
+      local counter = counters[name]
       if not counter then
+        local at = terms + OF_COUNTER * (i - 1)
         -- With all it will ever have, so that Lua makes room for it once.
         counter = {
-          key = KEYS[key], kind = told[at + 1], expires = told[at + 7], used = false, held = 0, new = false,
+          key = name, kind = told[at + 1], expires = told[at + 5], used = false, held = 0, new = false,
           oldest = false, present = 0, seconds = false, old = false, changed = false, more = 0, joined = false,
         }
-        counters[counter.key] = counter
+        counters[name] = counter
       end
-      group.counters[i], group.charges[i] = counter, told[at + 4]
-      local limit = told[at + 2] >= 0 and told[at + 2] or math.huge
-      if told[at + 3] ~= 1 then
-        -- It has always room, but whoever exceeds it is told so alone.
-        group.shadows = group.shadows or {}
-        group.shadows[i], limit = limit, math.huge
-      end
-      group.limits[i] = limit
-      if now < told[at + 5] or (told[at + 6] >= 0 and now >= told[at + 6]) then
-        group.moved = true
-      end
-      key = key + 1
+      group.counters[i], key = counter, key + 1
     end
-    -- Of its first call; the others stand behind it.
-    group.hold, group.argument = key, argument + 2
-    for i = key, key + group.count - 1 do
-      repeats, seen[KEYS[i]] = repeats or seen[KEYS[i]], true
+    for i = hold, hold + count - 1 do
+      local name = KEYS[i]
+      repeats, seen[name] = repeats or found[i - 2] or seen[name], true
     end
-    repeats = repeats or ask('EXISTS', unpack(KEYS, key, key + group.count - 1)) > 0
-    key, argument = key + group.count, argument + 2 + ARGUMENTS * group.count
+    hold, argument = hold + count, argument + 2 + ARGUMENTS * count
     table.insert(groups, group)
   end
 end
 
-local guess, tolerance, admitted_before, most_waiting = struct.unpack('<dddd', ARGV[2])
-local marks = ask('MGET', KEYS[2], KEYS[4], KEYS[5], KEYS[6])
-local epoch, backlog = marks[1], tonumber(marks[2] or 0) - tonumber(marks[3] or 0)
-local latest = tonumber(marks[4] or 0)
--- What is written in the end: the counters that changed; by the name of its hold each call that was
--- admitted alone, and the groups that were admitted as one.
-local changed, admitted, granted, ids = {}, {}, {}, {}
+-- What is written in the end: the counters that changed, the holds of calls that were admitted, with
+-- their keys, and when these end; and by the name of its hold each that was decided alone.
+local changed, holds, ids, admitted = {}, {}, {}, {}
 
 -- Why no call of a group can be admitted, whatever the counters say; nil if one may be.
 local function barred(group)
@@ -204,16 +195,16 @@ local function barred(group)
   elseif epoch ~= ARGV[1] then
     return 'epoch'
   elseif latest < admitted_before then
-    ask('DEL', KEYS[2])
+    ask('DEL', KEYS[3])
     epoch = false
     return 'lost'
   end
-  local found = ask('ZMSCORE', KEYS[3], group.tenant, 'platform')
-  if tonumber(found[1] or -1) ~= group.generation or tonumber(found[2] or -1) ~= group.platform then
+  local told, generations = group.told, ask('ZMSCORE', KEYS[2], group.tenant, 'platform')
+  if tonumber(generations[1] or -1) ~= told[2] or tonumber(generations[2] or -1) ~= told[3] then
     return 'stale'
-  elseif group.expires >= 0 and now >= group.expires then
+  elseif told[4] >= 0 and now >= told[4] then
     return 'expired'
-  elseif group.moved then
+  elseif now < told[6] or now >= told[7] then
     return 'moved'
   elseif group.lease < 0 then
     return 'seen'
@@ -224,8 +215,9 @@ end
 
 -- Used, held and wait of each counter of a group; ``waits`` of those whose wait is another one.
 local function figures(group, waits)
-  local found = {}
-  for i, counter in ipairs(group.counters) do
+  local packed, counters = {}, group.counters
+  for i = 1, group.size do
+    local counter = counters[i]
     if not counter.used then
       read(counter)
     end
@@ -233,9 +225,9 @@ local function figures(group, waits)
     if not wait then
       wait = counter.oldest and (counter.oldest + WINDOW) * 1000 - now or 0
     end
-    found[3 * i - 2], found[3 * i - 1], found[3 * i] = counter.used, counter.held, wait
+    packed[3 * i - 2], packed[3 * i - 1], packed[3 * i] = counter.used, counter.held, wait
   end
-  return struct.pack('<' .. string.rep('i8', #found), unpack(found))
+  return struct.pack('<' .. string.rep('i8', #packed), unpack(packed))
 end
 
 -- Count so much on a counter, of calls that are admitted.
@@ -256,34 +248,44 @@ end
 
 -- A call that is admitted joins what is ordered by deadline.
 local function join(members, deadline, id)
-  table.insert(members, deadline)
-  table.insert(members, id)
+  local size = #members
+  members[size + 1], members[size + 2] = deadline, id
+end
+
+-- Write down the hold of a call that is admitted now.
+local function hold(key, granted, facts)
+  local size = #holds
+  holds[size + 1], holds[size + 2] = key, held_text(granted, now, 0, 'silent', facts)
 end
 
 -- Admit all calls of a group with all that they wish; false, with nothing changed, where that exceeds a limit.
 local function admit_as_one(group)
-  for i, counter in ipairs(group.counters) do
+  local told, counters, terms = group.told, group.counters, group.terms
+  for i = 1, group.size do
+    local counter, at = counters[i], terms + OF_COUNTER * (i - 1)
     if not counter.used then
       read(counter)
     end
-    local limit = min(group.limits[i], group.shadows and group.shadows[i] or math.huge)
-    if group.told[OF_GROUP + group.charges[i]] > limit - counter.used - counter.held then
+    if told[OF_GROUP + told[at + 4]] > told[at + 3] - counter.used - counter.held then
       return false
     end
   end
-  local deadline = now + group.lease
-  for i, counter in ipairs(group.counters) do
-    count(counter, group.told[OF_GROUP + group.charges[i]])
+  local deadline, last = now + group.lease, group.argument + ARGUMENTS * (group.count - 1)
+  for i = 1, group.size do
+    local counter = counters[i]
+    count(counter, told[OF_GROUP + told[terms + OF_COUNTER * (i - 1) + 4]])
     if counter.joined then
-      for argument = group.argument, group.argument + ARGUMENTS * (group.count - 1), ARGUMENTS do
+      for argument = group.argument, last, ARGUMENTS do
         join(counter.joined, deadline, ARGV[argument])
       end
     end
   end
-  for argument = group.argument, group.argument + ARGUMENTS * (group.count - 1), ARGUMENTS do
+  local key = group.hold
+  for argument = group.argument, last, ARGUMENTS do
     join(ids, deadline, ARGV[argument])
+    hold(KEYS[key], ARGV[argument + 2], ARGV[argument + 1])
+    key = key + 1
   end
-  table.insert(granted, group)
   return true
 end
 
@@ -297,13 +299,20 @@ local function amount(terms, at, output, gpu)
   return terms[at + 1] + (dividend - left) / per + (left > 0 and 1 or 0)
 end
 
+-- The limit beyond which a counter of a group refuses, and which charge of a call is its.
+local function limit_of(group, i)
+  local at = group.terms + OF_COUNTER * (i - 1)
+  return group.told[at + 2], group.told[at + 4]
+end
+
 -- The output and GPU time for which there is room, and the counter that capped the output; or
 -- false, the counters that refuse, and the waits of those that are rates.
 local function room_for(group, terms)
   local output, least, gpu, least_gpu, capped = terms[1], terms[2], terms[3], terms[4], 0
   local refused, waits = {}, {}
   for i, counter in ipairs(group.counters) do
-    local at, limit = OF_CALL + OF_CHARGE * (group.charges[i] - 1), group.limits[i]
+    local limit, charge = limit_of(group, i)
+    local at = OF_CALL + OF_CHARGE * (charge - 1)
     local room = limit - counter.used - counter.held
     if amount(terms, at, least, least_gpu) > room then
       table.insert(refused, i)
@@ -353,10 +362,11 @@ local function decide(group, call, bar)
   if known then
     return answer(call, 'held', {}, figures(group), known.cap, known.capped, known.gpu)
   end
-  local hold = repeats and ask('HMGET', call.hold, 'state', 'cap', 'capped', 'gpu', 'admitted')
-  if hold and hold[1] == 'held' then
-    return answer(call, 'held', {}, figures(group), tonumber(hold[2]), tonumber(hold[3]), tonumber(hold[4]), tonumber(hold[5]))
-  elseif hold and hold[1] then
+  local before = call.before and read_hold(call.before)
+  if before and before.state == 'held' then
+    return answer(call, 'held', {}, figures(group), tonumber(before.cap), tonumber(before.capped), tonumber(before.gpu),
+      tonumber(before.admitted))
+  elseif before then
     return answer(call, 'settled')
   elseif bar then
     return answer(call, bar, bar == 'epoch' and {epoch or ''}, bar == 'seen' and figures(group))
@@ -370,7 +380,8 @@ local function decide(group, call, bar)
     if not counter.used then
       read(counter)
     end
-    if amounts[group.charges[i]] > group.limits[i] - counter.used - counter.held then
+    local limit, charge = limit_of(group, i)
+    if amounts[charge] > limit - counter.used - counter.held then
       fits = false
     end
   end
@@ -385,15 +396,17 @@ local function decide(group, call, bar)
   local deadline = now + group.lease
   local held = {}
   for i, counter in ipairs(group.counters) do
-    count(counter, amounts[group.charges[i]])
+    local _, charge = limit_of(group, i)
+    count(counter, amounts[charge])
     if counter.joined then
       join(counter.joined, deadline, call.id)
     end
     -- Lua itself would write fourteen digits of it.
-    held[i] = string.format('%d', amounts[group.charges[i]])
+    held[i] = string.format('%d', amounts[charge])
   end
   join(ids, deadline, call.id)
-  admitted[call.hold] = {facts = call.facts, cap = output, capped = capped, amounts = table.concat(held, ' '), gpu = gpu}
+  hold(call.hold, granted_text(table.concat(held, ' '), output, capped, gpu), call.facts)
+  admitted[call.hold] = {cap = output, capped = capped, gpu = gpu}
   return answer(call, 'held', {}, figures(group), output, capped, gpu)
 end
 
@@ -409,7 +422,7 @@ for _, group in ipairs(groups) do
       local argument = group.argument + ARGUMENTS * (i - 1)
       each[i] = decide(group, {
         hold = KEYS[group.hold + i - 1], id = ARGV[argument], facts = ARGV[argument + 1],
-        numbers = numbers(ARGV[argument + 3]),
+        numbers = numbers(ARGV[argument + 3]), before = found[group.hold + i - 3],
       }, bar)
     end
     table.insert(answers, each)
@@ -417,11 +430,6 @@ for _, group in ipairs(groups) do
 end
 
 -- From here on all is written and nothing read.
-local function hold(key, facts, cap, capped, amounts, gpu)
-  ask('HSET', key, 'state', 'held', 'call', facts, 'cap', cap, 'capped', capped, 'amounts', amounts, 'gpu', gpu,
-    'admitted', now, 'output', 0, 'phase', '')
-end
-
 for _, counter in ipairs(changed) do
   local key = counter.key
   if counter.kind == BUDGET then
@@ -444,20 +452,11 @@ for _, counter in ipairs(changed) do
     ask('ZADD', key, unpack(counter.joined))
   end
 end
-for key, call in pairs(admitted) do
-  hold(key, call.facts, call.cap, call.capped, call.amounts, call.gpu)
-end
-for _, group in ipairs(granted) do
-  for i = 0, group.count - 1 do
-    local argument = group.argument + ARGUMENTS * i
-    local output, _, gpu = struct.unpack('<ddd', ARGV[argument + 3])
-    hold(KEYS[group.hold + i], ARGV[argument + 1], output, 0, ARGV[argument + 2], gpu)
-  end
-end
 if #ids > 0 then
   ask('ZADD', KEYS[1], unpack(ids))
   if now > latest then
-    ask('SET', KEYS[6], now)
+    holds[#holds + 1], holds[#holds + 2] = KEYS[6], now
   end
+  ask('MSET', unpack(holds))
 end
 return answers

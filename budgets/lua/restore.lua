@@ -54,8 +54,9 @@ for i, fields in ipairs(terms.counters) do
     redis.call('ZADD', key, deadline, ARGV[1])
   end
 end
-redis.call('HSET', KEYS[1], 'state', 'held', 'call', ARGV[2], 'cap', terms.cap, 'capped', 0,
-  'amounts', table.concat(amounts, ' '), 'gpu', terms.gpu_ms, 'admitted', terms.admitted_ms, 'output', terms.output,
-  'phase', terms.phase)
+write_hold(KEYS[1], {
+  amounts = table.concat(amounts, ' '), cap = terms.cap, capped = 0, gpu = terms.gpu_ms, admitted = terms.admitted_ms,
+  output = terms.output, phase = terms.phase, call = ARGV[2],
+})
 redis.call('ZADD', KEYS[2], deadline, ARGV[1])
 return 1

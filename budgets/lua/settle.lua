@@ -10,23 +10,25 @@
 -- KEYS[2]     stream of usage records waiting for the ledger
 -- KEYS[3]     number of records handed to the ledger
 -- KEYS[4]     requests that must stop
--- KEYS[5..]   of each group the counters that holds were placed on, then the holds of its calls
--- ARGV        of each group one: numbers. Then of each of its calls six: request id; how it ends,
+-- KEYS[5..]   the holds of all calls, in the order of the groups; then of each group the counters that
+--             these were placed on
+-- ARGV[1]     numbers
+-- ARGV[2..]   of each group one: numbers. Then of each of its calls six: request id; how it ends,
 --             settle, or sweep if its owner is gone, or void if it was never answered; what is
---             known of it, JSON; how it ended, JSON; what is held for it on each counter, as the hold
---             has it, or empty for unknown; numbers.
+--             known of it, JSON; how it ended, JSON; how its hold begins, which is all that tells
+--             what is held for it, or empty for unknown; numbers.
 --
--- Numbers are little-endian doubles. Those of a group: how many calls it has; s for which the
--- mark of an end is kept, and that of a void; how many counters; two for each of these: kind
--- (0 budget, 1 rate, 2 leases), s since 1970 at which a budget's counter may go, -1 for never. Then,
--- unless a call has to be looked at alone, for each second of admission: s since 1970; what
--- the calls of that second used of each counter; what is held for them on each.
+-- Numbers are little-endian doubles. Those of all: how many calls there are; s for which the mark of
+-- an end is kept, and that of a void. Those of a group: how many calls it has; how many counters; two
+-- for each of these: kind (0 budget, 1 rate, 2 leases), s since 1970 at which a budget's counter may
+-- go, -1 for never. Then, unless a call has to be looked at alone, for each second of admission: s
+-- since 1970; what the calls of that second used of each counter; what is held for them on each.
 -- Those of a call: ms since 1970 at which it was admitted; the amount used of each counter.
 --
--- The record is a stream entry with the fields request, kind, at (ms), call and
--- end; its kind is usage, late when the hold was gone, or adjustment when the
--- sweep had booked the call: then first is the end as the sweep had told it,
--- and the record stands for the difference.
+-- The record is a stream entry with the field record, JSON: kind, at (ms), call and end; its
+-- kind is usage, late when the hold was gone, or adjustment when the sweep had booked the
+-- call: then first is the end as the sweep had told it, and the record stands for the
+-- difference.
 --
 -- Returns of each call the kind of its record. With nothing but the mark written: void. With
 -- nothing written: ended when it had ended before, running when the sweep came
@@ -37,7 +39,7 @@
 local BUDGET, RATE = 0, 1
 -- How many arguments a call has, and which of them they are.
 local ARGUMENTS, MODE, FACTS, ENDING, HELD, NUMBERS = 6, 1, 2, 3, 4, 5
-local OF_GROUP = 4
+local OF_GROUP = 2
 local RECORDS = {held = 'usage', swept = 'adjustment', missing = 'late'}
 
 local ask = redis.call
@@ -52,10 +54,24 @@ local function numbers(packed)
   return found
 end
 
+local calls, seconds_of_mark, seconds_of_void = struct.unpack('<ddd', ARGV[1])
+local found = ask('MGET', unpack(KEYS, 5, 4 + calls))
+
 -- By name: what is added to a counter, and the ends of calls that were booked alone. Then what is
 -- done in the end, in order.
 local counters, ends = {}, {}
-local changed, gone, ended, records = {}, {}, {}, {}
+local changed, ended, records = {}, {}, {}
+
+-- A call leaves what is kept of running ones.
+local function leave(counter, id)
+  counter.left = counter.left or {}
+  counter.left[#counter.left + 1] = id
+end
+
+local function record(kind, argument, first)
+  records[#records + 1] = '{"kind":"' .. kind .. '","at":' .. now .. ',"call":' .. ARGV[argument + FACTS] ..
+    ',"end":' .. ARGV[argument + ENDING] .. (first and ',"first":' .. first or '') .. '}'
+end
 
 -- Correct what the second of a rate has in which the call came.
 local function correct(counter, second, difference)
@@ -70,7 +86,6 @@ local function correct(counter, second, difference)
     -- A second that is gone has left the window; one that never was counts nothing.
     local after = math.max(0, known + difference)
     counter.sum, known = counter.sum + after - known, after
-    counter.corrected = true
   end
   counter.seconds[second] = known
 end
@@ -81,8 +96,8 @@ local function book_as_one(group)
     return false
   end
   for i = 0, group.count - 1 do
-    local hold = ask('HMGET', KEYS[group.hold + i], 'state', 'amounts')
-    if hold[1] ~= 'held' or hold[2] ~= ARGV[group.argument + ARGUMENTS * i + HELD] then
+    local text, begins = found[group.hold + i - 4], ARGV[group.argument + ARGUMENTS * i + HELD]
+    if not text or string.find(text, begins, 1, true) ~= 1 then
       return false
     end
   end
@@ -97,24 +112,24 @@ local function book_as_one(group)
       end
     end
   end
-  for i = 0, group.count - 1 do
-    local argument = group.argument + ARGUMENTS * i
-    for _, counter in ipairs(group.counters) do
+  for argument = group.argument, group.argument + ARGUMENTS * (group.count - 1), ARGUMENTS do
+    for i = 1, size do
+      local counter = group.counters[i]
       if counter.kind ~= BUDGET and counter.kind ~= RATE then
-        table.insert(counter.left, ARGV[argument])
+        leave(counter, ARGV[argument])
       end
     end
-    table.insert(gone, KEYS[group.hold + i])
-    table.insert(ended, ARGV[argument])
-    table.insert(records, {argument = argument, kind = 'usage'})
+    ended[#ended + 1] = ARGV[argument]
+    record('usage', argument)
   end
   return true
 end
 
 -- Book one call of a group; returns the kind of its record.
-local function book(group, hold_key, argument)
-  local hold = ends[hold_key] or ask('HMGET', hold_key, 'state', 'amounts', 'end')
-  local state, mode, id = hold[1] or 'missing', ARGV[argument + MODE], ARGV[argument]
+local function book(group, at, argument)
+  local key = KEYS[at]
+  local hold = ends[key] or read_hold(found[at - 4], key)
+  local state, mode, id = hold.state, ARGV[argument + MODE], ARGV[argument]
   if state == 'settled' or state == 'void' or (state == 'swept' and mode == 'sweep') then
     return 'ended'
   end
@@ -123,7 +138,7 @@ local function book(group, hold_key, argument)
   end
 
   local booked, terms = {}, numbers(ARGV[argument + NUMBERS])
-  for figure in string.gmatch(hold[2] or '', '%S+') do
+  for figure in string.gmatch(hold.amounts, '%S+') do
     table.insert(booked, tonumber(figure))
   end
   -- Else the reserve whose answer was lost never came, and the mark keeps it out.
@@ -142,57 +157,56 @@ local function book(group, hold_key, argument)
           correct(counter, second, amount - before)
         end
       else
-        table.insert(counter.left, id)
+        leave(counter, id)
       end
     end
   end
 
-  local record = RECORDS[state]
-  if mode == 'void' and state ~= 'swept' then
-    record = 'void'
-  end
   if mode == 'sweep' then
     local amounts = {}
     for i = 1, #group.counters do
       amounts[i] = string.format('%d', terms[1 + i])
     end
-    ends[hold_key] = {'swept', table.concat(amounts, ' '), ARGV[argument + ENDING]}
+    ends[key] = {state = 'swept', amounts = table.concat(amounts, ' '), ending = ARGV[argument + ENDING]}
   else
-    ends[hold_key] = {mode == 'void' and 'void' or 'settled'}
+    ends[key] = {state = mode == 'void' and 'void' or 'settled', amounts = ''}
   end
-  ends[hold_key].seconds = mode == 'void' and group.told[3] or group.told[2]
-  table.insert(gone, hold_key)
-  table.insert(ended, id)
-  if record ~= 'void' then
-    table.insert(records, {argument = argument, kind = record, first = record == 'adjustment' and hold[3]})
+  ended[#ended + 1] = id
+  if mode == 'void' and state ~= 'swept' then
+    return 'void'
   end
-  return record
+  record(RECORDS[state], argument, state == 'swept' and hold.ending)
+  return RECORDS[state]
 end
 
 local groups, repeats = {}, false
 do
-  local key, argument, seen = 5, 1, {}
+  local hold, key, argument, seen = 5, 5 + calls, 2, {}
   while ARGV[argument] do
     local told = numbers(ARGV[argument])
-    local group = {told = told, count = told[1], sums = OF_GROUP + 2 * told[4], counters = {}}
-    for i = 1, told[4] do
-      local counter = counters[KEYS[key]]
+    local count = told[1]
+    -- Of its first call; the others stand behind it.
+    local group = {
+      told = told, count = count, sums = OF_GROUP + 2 * told[2], counters = {}, hold = hold, argument = argument + 1,
+    }
+    for i = 1, told[2] do
+      local name = KEYS[key]
+      local counter = counters[name]
       if not counter then
         counter = {
-          key = KEYS[key], kind = told[OF_GROUP + 2 * i - 1], expires = told[OF_GROUP + 2 * i],
-          used = 0, held = 0, sum = false, seconds = false, corrected = false, left = {},
+          key = name, kind = told[OF_GROUP + 2 * i - 1], expires = told[OF_GROUP + 2 * i],
+          used = 0, held = 0, sum = false, seconds = false, left = false,
         }
-        counters[counter.key] = counter
-        table.insert(changed, counter)
+        counters[name] = counter
+        changed[#changed + 1] = counter
       end
       group.counters[i], key = counter, key + 1
     end
-    -- Of its first call; the others stand behind it.
-    group.hold, group.argument = key, argument + 1
-    for i = key, key + group.count - 1 do
-      repeats, seen[KEYS[i]] = repeats or seen[KEYS[i]], true
+    for i = hold, hold + count - 1 do
+      local name = KEYS[i]
+      repeats, seen[name] = repeats or seen[name], true
     end
-    key, argument = key + group.count, argument + 1 + ARGUMENTS * group.count
+    hold, argument = hold + count, argument + 1 + ARGUMENTS * count
     table.insert(groups, group)
   end
 end
@@ -204,7 +218,7 @@ for _, group in ipairs(groups) do
     table.insert(settled, group)
   end
   for i = 0, group.count - 1 do
-    table.insert(answers, as_one and 'usage' or book(group, KEYS[group.hold + i], group.argument + ARGUMENTS * i))
+    table.insert(answers, as_one and 'usage' or book(group, group.hold + i, group.argument + ARGUMENTS * i))
   end
 end
 
@@ -217,7 +231,7 @@ for _, counter in ipairs(changed) do
       -- It was new, or may have been.
       ask('EXPIREAT', counter.key, counter.expires)
     end
-  elseif counter.corrected then
+  elseif counter.seconds then
     local fields = {'sum', counter.sum}
     for second, charged in pairs(counter.seconds) do
       if charged then
@@ -225,41 +239,29 @@ for _, counter in ipairs(changed) do
         table.insert(fields, charged)
       end
     end
-    ask('HSET', counter.key, unpack(fields))
-  elseif #counter.left > 0 then
+    if #fields > 2 then
+      ask('HSET', counter.key, unpack(fields))
+    end
+  elseif counter.left then
     ask('ZREM', counter.key, unpack(counter.left))
   end
 end
 if #ended > 0 then
   ask('ZREM', KEYS[1], unpack(ended))
   ask('HDEL', KEYS[4], unpack(ended))
-  ask('DEL', unpack(gone))
 end
 for _, group in ipairs(settled) do
   for key = group.hold, group.hold + group.count - 1 do
-    ask('HSET', KEYS[key], 'state', 'settled')
-    ask('EXPIRE', KEYS[key], group.told[2])
+    ask('SET', KEYS[key], 'settled', 'EX', seconds_of_mark)
   end
 end
-for hold, mark in pairs(ends) do
-  if mark[1] == 'swept' then
-    ask('HSET', hold, 'state', 'swept', 'amounts', mark[2], 'end', mark[3])
-  else
-    ask('HSET', hold, 'state', mark[1])
-  end
-  ask('EXPIRE', hold, mark.seconds)
+for key, mark in pairs(ends) do
+  write_mark(key, mark, mark.state == 'void' and seconds_of_void or seconds_of_mark)
 end
 if #records > 0 then
   ask('INCRBY', KEYS[3], #records)
 end
-for _, record in ipairs(records) do
-  local argument = record.argument
-  local facts, ending = ARGV[argument + FACTS], ARGV[argument + ENDING]
-  if record.first then
-    ask('XADD', KEYS[2], '*', 'request', ARGV[argument], 'kind', record.kind, 'at', now, 'call', facts, 'end', ending,
-      'first', record.first)
-  else
-    ask('XADD', KEYS[2], '*', 'request', ARGV[argument], 'kind', record.kind, 'at', now, 'call', facts, 'end', ending)
-  end
+for i = 1, #records do
+  ask('XADD', KEYS[2], '*', 'record', records[i])
 end
 return answers

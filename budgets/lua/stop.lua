@@ -9,8 +9,9 @@
 -- A repeat writes the reason again.
 
 local found = {}
+local holds = redis.call('MGET', unpack(KEYS))
 for i = 2, #KEYS do
-  if redis.call('HGET', KEYS[i], 'state') == 'held' then
+  if read_hold(holds[i], KEYS[i]).state == 'held' then
     redis.call('HSET', KEYS[1], ARGV[i], ARGV[1])
     table.insert(found, ARGV[i])
   end

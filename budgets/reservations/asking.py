@@ -20,11 +20,11 @@ from budgets.counters import (
     SETTLED,
     CallOfScript,
     Script,
-    as_text,
     hold_key,
     packed,
 )
 from budgets.epochs import expected
+from budgets.holds import granted_text
 from budgets.limits import Counting
 from budgets.reservations.calls import LEAST_GPU_MS
 from budgets.reservations.standing import Figures
@@ -79,8 +79,9 @@ class Asked(CallOfScript):
 
     @classmethod
     def keys_and_arguments(cls, calls: Sequence[Asked]) -> tuple[list[str], list[Any]]:
-        keys = [HOLDS, EPOCH, GENERATIONS, SETTLED, DRAINED, CLOCK]
-        about = packed((clock.now_ms(), TOLERANCE_MS, expected.admitted_ms, settings.MAX_BACKLOG))
+        keys = [HOLDS, GENERATIONS, EPOCH, SETTLED, DRAINED, CLOCK]
+        keys += [hold_key(call.request_id) for call in calls]
+        about = packed((clock.now_ms(), TOLERANCE_MS, expected.admitted_ms, settings.MAX_BACKLOG, len(calls)))
         arguments: list[Any] = [expected.epoch, about]
         for group in _groups(calls):
             first = group[0]
@@ -89,13 +90,12 @@ class Asked(CallOfScript):
             totals = [sum(amounts) for amounts in zip(*[call.amounts for call in group], strict=True)]
             terms = (
                 len(group), caller.tenant_generation, caller.platform_generation,
-                caller.expires_at_ms or NONE, first.lease_ms, len(totals), *totals,
+                caller.expires_at_ms or NONE, first.lease_ms, *counting.stay, len(totals), *totals,
             )  # fmt: skip
             arguments += (caller.tenant_id.hex, packed(terms) + counting.terms)
             for call in group:
-                keys.append(hold_key(call.request_id))
-                held = as_text(counting.of_each(call.amounts))
-                arguments += (call.request_id, call.facts, held, call.numbers())
+                granted = granted_text(counting.of_each(call.amounts), call.output, call.gpu_ms)
+                arguments += (call.request_id, call.facts, granted, call.numbers())
         return keys, arguments
 
     def numbers(self) -> bytes:

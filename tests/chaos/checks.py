@@ -11,7 +11,6 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
-import orjson
 from django.db import transaction
 from django.db.models import Sum
 
@@ -27,6 +26,7 @@ from tests.chaos.clients import Asked
 from tests.chaos.stage import REDIS_TIMEOUT_SECONDS, Stage
 from tests.chaos.watcher import Sample, Watcher
 from tests.chaos.workers import Worker
+from tests.counting import told_by
 
 # A refusal for want of Redis may take two attempts; the rest is for a machine with other work.
 BLIND_SECONDS = 2 * REDIS_TIMEOUT_SECONDS + 4.0
@@ -194,7 +194,7 @@ def _lifted(evidence: Evidence) -> Tally[str]:
 
 def _facts(evidence: Evidence) -> dict[UUID, dict[str, Any]]:
     """What was known of each call when it was admitted, from the usage records."""
-    calls = (orjson.loads(fields[b"call"]) for fields in evidence.watcher.records.values())
+    calls = (told_by(fields)["call"] for fields in evidence.watcher.records.values())
     return {UUID(call["request_id"]): call for call in calls}
 
 
