@@ -24,6 +24,8 @@ Fields = dict[bytes, bytes]
 # What reading an entry raises that is no record.
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
+KINDS = ("usage", "late", "adjustment")
+TEXTS = ("call", "end", "first")
 DURATIONS = ("load_ns", "prompt_ns", "output_ns")
 
 
@@ -100,14 +102,16 @@ def record_in(fields: Fields | None) -> Record:
 def told_in(fields: Mapping[str, str]) -> dict[str, Any]:
     """What a stream entry tells: ``kind``, ``at`` (ms), ``call``, ``end``, and of an adjustment ``first``.
 
-    Raises one of ``UNREADABLE``.
+    What is not there is left out. Raises one of ``UNREADABLE``.
     """
-    if "record" in fields:
-        told: dict[str, Any] = orjson.loads(fields["record"])
-        return told
-    # An earlier release wrote each as a field, and what it wrote may still wait.
-    in_json = ("at", "call", "end", "first")
-    return {name: orjson.loads(text) if name in in_json else text for name, text in fields.items()}
+    told: dict[str, Any] = {name: orjson.loads(fields[name]) for name in TEXTS if name in fields}
+    for kind in KINDS:
+        if kind in fields:
+            told |= {"kind": kind, "at": int(fields[kind])}
+    if "kind" in fields:
+        # So a release before wrote it, and what it wrote may still wait.
+        told |= {"kind": fields["kind"], "at": int(fields["at"])}
+    return told
 
 
 def _pinned(price: list[Any] | None) -> dict[str, Any]:

@@ -292,15 +292,16 @@ def told_by(fields: dict[bytes, bytes]) -> dict[str, Any]:
 
 def as_fields(told: dict[str, Any]) -> dict[bytes, bytes]:
     """A usage record as settle.lua writes it into the stream."""
-    return {b"record": orjson.dumps(told)}
+    texts = {name.encode(): orjson.dumps(told[name]) for name in ("call", "end", "first") if name in told}
+    return {told["kind"].encode(): str(told["at"]).encode()} | texts
 
 
 def as_fields_of_the_release_before(told: dict[str, Any]) -> dict[bytes, bytes]:
     """A usage record as a release wrote it that had a field for each of what it tells."""
-    fields = {b"request": told["call"]["request_id"].encode(), b"kind": told["kind"].encode()}
-    return fields | {
+    texts = {
         name.encode(): orjson.dumps(told[name]) for name in ("at", "call", "end", "first") if name in told
     }
+    return {b"request": told["call"]["request_id"].encode(), b"kind": told["kind"].encode()} | texts
 
 
 def change_record(change: Callable[[dict[str, Any]], Any]) -> None:

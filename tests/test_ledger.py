@@ -219,8 +219,9 @@ def spoilt(change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
     told = records()[-1]
     told["call"]["request_id"] = str(uuid4())
     change(told["call"], told["end"])
-    # As orjson does not write them, some of what is not to be read.
-    redis().xadd(USAGE, {"record": json.dumps(told)})
+    redis().xadd(
+        USAGE, {"usage": told["at"], "call": json.dumps(told["call"]), "end": json.dumps(told["end"])}
+    )
     redis().incr(SETTLED)
 
 

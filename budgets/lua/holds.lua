@@ -32,18 +32,23 @@ local function read_hold(text, key)
   return hold
 end
 
--- What a hold says is granted: of its text what does not depend on the moment of admission.
+-- Of the text of a hold what is granted: the first line and the beginning of the second.
 local function granted_text(amounts, cap, capped, gpu)
   return amounts .. '\n' .. cap .. ' ' .. capped .. ' ' .. gpu
 end
 
-local function held_text(granted, admitted, output, phase, call)
-  return 'held ' .. granted .. ' ' .. admitted .. ' ' .. output .. ' ' .. phase .. '\n' .. call
+-- And the rest of that line.
+local function told_text(admitted, output, phase)
+  return admitted .. ' ' .. output .. ' ' .. phase
+end
+
+local function held_text(granted, told, call)
+  return 'held ' .. granted .. ' ' .. told .. '\n' .. call
 end
 
 local function write_hold(key, hold)
   local granted = granted_text(hold.amounts, hold.cap, hold.capped, hold.gpu)
-  redis.call('SET', key, held_text(granted, hold.admitted, hold.output, hold.phase, hold.call))
+  redis.call('SET', key, held_text(granted, told_text(hold.admitted, hold.output, hold.phase), hold.call))
 end
 
 -- Put in place of a hold, for so many seconds, how its call has ended: state, and if it was swept amounts and ending.

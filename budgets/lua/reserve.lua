@@ -101,22 +101,26 @@ local function add_up(counter)
   counter.used, counter.oldest, counter.seconds, counter.old = sum, first, seconds, old
 end
 
-local function read(counter)
-  if counter.kind == BUDGET then
-    local found = ask('HMGET', counter.key, 'used', 'held')
-    counter.used, counter.held = tonumber(found[1] or 0), tonumber(found[2] or 0)
-    counter.new = not found[1] and not found[2]
-  elseif counter.kind == RATE then
-    local found = ask('HMGET', counter.key, 'sum', 'oldest', second)
-    counter.used, counter.held = tonumber(found[1] or 0), 0
-    counter.oldest, counter.present = tonumber(found[2]), tonumber(found[3] or 0)
-    counter.new = not found[3]
+-- A counter as Redis has it, with all it will mostly have, so that Lua makes room for it once.
+local function read(key, kind, expires)
+  if kind == BUDGET then
+    local known = ask('HMGET', key, 'used', 'held')
+    return {
+      key = key, kind = kind, expires = expires, used = tonumber(known[1] or 0), held = tonumber(known[2] or 0),
+      new = not known[1] and not known[2], changed = false, more = 0,
+    }
+  elseif kind == RATE then
+    local known = ask('HMGET', key, 'sum', 'oldest', second)
+    local counter = {
+      key = key, kind = kind, used = tonumber(known[1] or 0), held = 0, oldest = tonumber(known[2]),
+      present = tonumber(known[3] or 0), new = not known[3], changed = false,
+    }
     if not counter.oldest or counter.oldest + WINDOW <= second then
       add_up(counter)
     end
-  else
-    counter.used, counter.held = ask('ZCOUNT', counter.key, '(' .. now, '+inf'), 0
+    return counter
   end
+  return {key = key, kind = kind, used = ask('ZCOUNT', key, '(' .. now, '+inf'), held = 0, changed = false, joined = false}
 end
 
 -- How long until enough has left the window of a rate for a charge to fit; -1: it never will.
@@ -163,11 +167,7 @@ do
       local counter = counters[name]
       if not counter then
         local at = terms + OF_COUNTER * (i - 1)
-        -- With all it will ever have, so that Lua makes room for it once.
-        counter = {
-          key = name, kind = told[at + 1], expires = told[at + 5], used = false, held = 0, new = false,
-          oldest = false, present = 0, seconds = false, old = false, changed = false, more = 0, joined = false,
-        }
+        counter = read(name, told[at + 1], told[at + 5])
         counters[name] = counter
       end
       group.counters[i], key = counter, key + 1
@@ -218,9 +218,6 @@ local function figures(group, waits)
   local packed, counters = {}, group.counters
   for i = 1, group.size do
     local counter = counters[i]
-    if not counter.used then
-      read(counter)
-    end
     local wait = waits and waits[i]
     if not wait then
       wait = counter.oldest and (counter.oldest + WINDOW) * 1000 - now or 0
@@ -253,9 +250,10 @@ local function join(members, deadline, id)
 end
 
 -- Write down the hold of a call that is admitted now.
+local as_admitted = told_text(now, 0, 'silent')
 local function hold(key, granted, facts)
   local size = #holds
-  holds[size + 1], holds[size + 2] = key, held_text(granted, now, 0, 'silent', facts)
+  holds[size + 1], holds[size + 2] = key, held_text(granted, as_admitted, facts)
 end
 
 -- Admit all calls of a group with all that they wish; false, with nothing changed, where that exceeds a limit.
@@ -263,9 +261,6 @@ local function admit_as_one(group)
   local told, counters, terms = group.told, group.counters, group.terms
   for i = 1, group.size do
     local counter, at = counters[i], terms + OF_COUNTER * (i - 1)
-    if not counter.used then
-      read(counter)
-    end
     if told[OF_GROUP + told[at + 4]] > told[at + 3] - counter.used - counter.held then
       return false
     end
@@ -377,9 +372,6 @@ local function decide(group, call, bar)
   local amounts = amounts_of(terms, output, gpu)
   local fits = true
   for i, counter in ipairs(group.counters) do
-    if not counter.used then
-      read(counter)
-    end
     local limit, charge = limit_of(group, i)
     if amounts[charge] > limit - counter.used - counter.held then
       fits = false
@@ -430,7 +422,8 @@ for _, group in ipairs(groups) do
 end
 
 -- From here on all is written and nothing read.
-for _, counter in ipairs(changed) do
+for i = 1, #changed do
+  local counter = changed[i]
   local key = counter.key
   if counter.kind == BUDGET then
     ask('HINCRBY', key, 'held', counter.more)
@@ -443,7 +436,11 @@ for _, counter in ipairs(changed) do
     if counter.old and #counter.old > 0 then
       ask('HDEL', key, unpack(counter.old))
     end
-    ask('HSET', key, 'sum', counter.used, 'oldest', counter.oldest, second, counter.present)
+    if counter.seconds then
+      ask('HSET', key, 'sum', counter.used, second, counter.present, 'oldest', counter.oldest)
+    else
+      ask('HSET', key, 'sum', counter.used, second, counter.present)
+    end
     if counter.new then
       ask('EXPIRE', key, 2 * WINDOW)
     end

@@ -25,10 +25,10 @@
 -- since 1970; what the calls of that second used of each counter; what is held for them on each.
 -- Those of a call: ms since 1970 at which it was admitted; the amount used of each counter.
 --
--- The record is a stream entry with the field record, JSON: kind, at (ms), call and end; its
--- kind is usage, late when the hold was gone, or adjustment when the sweep had booked the
--- call: then first is the end as the sweep had told it, and the record stands for the
--- difference.
+-- The record is a stream entry of which the first field is its kind, with the ms since 1970 at which
+-- the call ended; the others are call and end. The kind is usage, late when the hold was gone, or
+-- adjustment when the sweep had booked the call: then the field first is the end as the sweep had
+-- told it, and the record stands for the difference.
 --
 -- Returns of each call the kind of its record. With nothing but the mark written: void. With
 -- nothing written: ended when it had ended before, running when the sweep came
@@ -68,11 +68,6 @@ local function leave(counter, id)
   counter.left[#counter.left + 1] = id
 end
 
-local function record(kind, argument, first)
-  records[#records + 1] = '{"kind":"' .. kind .. '","at":' .. now .. ',"call":' .. ARGV[argument + FACTS] ..
-    ',"end":' .. ARGV[argument + ENDING] .. (first and ',"first":' .. first or '') .. '}'
-end
-
 -- Correct what the second of a rate has in which the call came.
 local function correct(counter, second, difference)
   counter.seconds = counter.seconds or {}
@@ -103,8 +98,8 @@ local function book_as_one(group)
   end
   local size = #group.counters
   for at = group.sums + 1, #group.told, 1 + 2 * size do
-    for i, counter in ipairs(group.counters) do
-      local used, held = group.told[at + i], group.told[at + size + i]
+    for i = 1, size do
+      local counter, used, held = group.counters[i], group.told[at + i], group.told[at + size + i]
       if counter.kind == BUDGET then
         counter.used, counter.held = counter.used + used, counter.held - held
       elseif counter.kind == RATE and used ~= held then
@@ -120,7 +115,7 @@ local function book_as_one(group)
       end
     end
     ended[#ended + 1] = ARGV[argument]
-    record('usage', argument)
+    records[#records + 1] = {'usage', argument}
   end
   return true
 end
@@ -175,7 +170,7 @@ local function book(group, at, argument)
   if mode == 'void' and state ~= 'swept' then
     return 'void'
   end
-  record(RECORDS[state], argument, state == 'swept' and hold.ending)
+  records[#records + 1] = {RECORDS[state], argument, state == 'swept' and hold.ending}
   return RECORDS[state]
 end
 
@@ -223,7 +218,8 @@ for _, group in ipairs(groups) do
 end
 
 -- From here on all is written and nothing read.
-for _, counter in ipairs(changed) do
+for i = 1, #changed do
+  local counter = changed[i]
   if counter.kind == BUDGET then
     local used = counter.used ~= 0 and ask('HINCRBY', counter.key, 'used', counter.used)
     local held = counter.held ~= 0 and ask('HINCRBY', counter.key, 'held', counter.held)
@@ -261,7 +257,15 @@ end
 if #records > 0 then
   ask('INCRBY', KEYS[3], #records)
 end
+-- As text: for each record Lua would write the number anew.
+local at = string.format('%.0f', now)
 for i = 1, #records do
-  ask('XADD', KEYS[2], '*', 'record', records[i])
+  local kind, argument, first = unpack(records[i])
+  local facts, ending = ARGV[argument + FACTS], ARGV[argument + ENDING]
+  if first then
+    ask('XADD', KEYS[2], '*', kind, at, 'call', facts, 'end', ending, 'first', first)
+  else
+    ask('XADD', KEYS[2], '*', kind, at, 'call', facts, 'end', ending)
+  end
 end
 return answers
