@@ -7,6 +7,7 @@ ledger is written from these two and nothing else.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -81,21 +82,29 @@ class Settlement(CallOfScript):
 
     @classmethod
     def keys_and_arguments(cls, calls: Sequence[Settlement]) -> tuple[list[str], list[Any]]:
-        keys = [HOLDS, USAGE, SETTLED, STOPS, *(hold_key(call.request_id) for call in calls)]
-        arguments: list[Any] = [packed((len(calls), MARK_SECONDS, MARK_OF_VOID_SECONDS))]
-        for _, kindred in groupby(calls, key=lambda call: call.kin):
-            group = list(kindred)
-            counters = group[0].counters
-            about = [len(group), len(counters)]
-            for counter in counters:
-                keys.append(counter.key)
-                about += (NUMBERS_OF_KINDS[counter.kind], counter.expires or NONE)
-            arguments.append(packed(about + _sums(group)))
+        groups = [list(kindred) for _, kindred in groupby(calls, key=lambda call: call.kin)]
+        counters = {counter.key: counter for group in groups for counter in group[0].counters}
+        places = {key: place for place, key in enumerate(counters, start=1)}
+        keys = [HOLDS, USAGE, SETTLED, STOPS, *(hold_key(call.request_id) for call in calls), *counters]
+        known, sums = _all_are_known(calls), _Sums(places)
+        arguments: list[Any] = []
+        for group in groups:
+            own = [places[counter.key] for counter in group[0].counters]
+            if known:
+                sums.add(group, own)
+            placed = packed(own)
             for call in group:
                 begins = "" if call.held is None else first_line(call.held)
-                numbers = packed([call.admitted_ms, *call.amounts])
+                numbers = placed + packed([call.admitted_ms, *call.amounts])
                 arguments += (call.request_id, call.mode, call.call, call.end, begins, numbers)
-        return keys, arguments
+        about = [len(calls), MARK_SECONDS, MARK_OF_VOID_SECONDS, known, len(counters)]
+        for place, counter in enumerate(counters.values(), start=1):
+            about += (NUMBERS_OF_KINDS[counter.kind], counter.expires or NONE)
+            about += (sums.used[place], -sums.held[place])
+        for (place, second), difference in sums.corrections.items():
+            if difference:
+                about += (place, second, difference)
+        return keys, [packed(about), *arguments]
 
     @classmethod
     def replies(cls, parts: Sequence[Settlement], reply: Any) -> Sequence[bytes]:
@@ -121,27 +130,34 @@ class Settlement(CallOfScript):
         )
 
 
-def _sums(group: Sequence[Settlement]) -> list[int]:
-    """What the calls of a group used and hold on each counter, all together, by the second of admission.
+def _all_are_known(calls: Sequence[Settlement]) -> bool:
+    """Whether each is ended once, by an owner who knows what is held for it."""
+    known = all(call.mode == "settle" and call.held is not None for call in calls)
+    return known and len({call.request_id for call in calls}) == len(calls)
 
-    Three parts for each: the second, what was used, what was held. Empty if one
-    of them has to be looked at alone.
+
+class _Sums:
+    """What calls that end together used and hold, by the place of the counter.
+
+    ``corrections``: by how much a rate has counted too much or too little, by its
+    place and the second in which calls were admitted.
     """
-    if any(call.mode != "settle" or call.held is None for call in group):
-        return []
-    sums: list[int] = []
-    for second, several in groupby(group, key=lambda call: call.admitted_ms // 1000):
-        those = list(several)
-        sums += (
-            second,
-            *_columns(call.amounts for call in those),
-            *_columns(call.held or () for call in those),
-        )
-    return sums
 
+    def __init__(self, places: dict[str, int]) -> None:
+        self.used = dict.fromkeys(places.values(), 0)
+        self.held = dict.fromkeys(places.values(), 0)
+        self.corrections: defaultdict[tuple[int, int], int] = defaultdict(int)
 
-def _columns(rows: Iterable[tuple[int, ...]]) -> list[int]:
-    return [sum(column) for column in zip(*rows, strict=True)]
+    def add(self, group: Sequence[Settlement], places: Sequence[int]) -> None:
+        """Add calls that are counted on the counters at these places."""
+        used = zip(*[call.amounts for call in group], strict=True)
+        held = zip(*[call.held or () for call in group], strict=True)
+        for place, counter, amounts, before in zip(places, group[0].counters, used, held, strict=True):
+            self.used[place] += sum(amounts)
+            self.held[place] += sum(before)
+            if counter.kind == "rate" and amounts != before:
+                for call, amount, most in zip(group, amounts, before, strict=True):
+                    self.corrections[place, call.admitted_ms // 1000] += amount - most
 
 
 def settlement(

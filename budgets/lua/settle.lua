@@ -1,29 +1,28 @@
 -- Turn holds into usage and hand the usage records to the ledger, each once.
 --
 -- Calls that end at the same moment come together; what a counter says is written once for all of
--- them. Calls of a group were counted on the same counters. Where all of them have the hold that
--- whoever admitted them knows of, the group is booked by its sums, which costs as much as a single
--- call but for the records. Else its calls are booked one after the other, each as if it had come
--- alone.
+-- them. Where all of them have the hold that whoever admitted them knows of, they are booked by their
+-- sums, which costs as much as a single call but for the records. Else they are booked one after
+-- the other, each as if it had come alone.
 --
 -- KEYS[1]     open holds, scored by deadline (ms)
 -- KEYS[2]     stream of usage records waiting for the ledger
 -- KEYS[3]     number of records handed to the ledger
 -- KEYS[4]     requests that must stop
--- KEYS[5..]   the holds of all calls, in the order of the groups; then of each group the counters that
---             these were placed on
+-- KEYS[5..]   the holds of all calls; then the counters that these were placed on, each once
 -- ARGV[1]     numbers
--- ARGV[2..]   of each group one: numbers. Then of each of its calls six: request id; how it ends,
---             settle, or sweep if its owner is gone, or void if it was never answered; what is
---             known of it, JSON; how it ended, JSON; how its hold begins, which is all that tells
---             what is held for it, or empty for unknown; numbers.
+-- ARGV[2..]   of each call six: request id; how it ends, settle, or sweep if its owner is gone, or void
+--             if it was never answered; what is known of it, JSON; how it ended, JSON; how its
+--             hold begins, as far as that is known; numbers.
 --
 -- Numbers are little-endian doubles. Those of all: how many calls there are; s for which the mark of
--- an end is kept, and that of a void. Those of a group: how many calls it has; how many counters; two
--- for each of these: kind (0 budget, 1 rate, 2 leases), s since 1970 at which a budget's counter may
--- go, -1 for never. Then, unless a call has to be looked at alone, for each second of admission: s
--- since 1970; what the calls of that second used of each counter; what is held for them on each.
--- Those of a call: ms since 1970 at which it was admitted; the amount used of each counter.
+-- an end is kept, and that of a void; whether they may be booked by their sums (1 or 0); how many
+-- counters; four for each of these: kind (0 budget, 1 rate, 2 leases), s since 1970 at which a budget's
+-- counter may go, -1 for never, and what all calls together add to what it has as used, and as held. Then
+-- three for each second in which a rate has to be corrected: which of the counters it is, from 1
+-- on; s since 1970; by how much. The sums are nothing where they may not be booked by them.
+-- Those of a call: of each of its counters which one it is, from 1 on; ms since 1970 at which the call
+-- was admitted; the amount used of each counter.
 --
 -- The record is a stream entry of which the first field is its kind, with the ms since 1970 at which
 -- the call ended; the others are call and end. The kind is usage, late when the hold was gone, or
@@ -37,9 +36,9 @@
 -- The first end counts, whatever a repeat says; a sweep gives way to the owner.
 
 local BUDGET, RATE = 0, 1
+local OF_ALL, OF_COUNTER = 5, 4
 -- How many arguments a call has, and which of them they are.
 local ARGUMENTS, MODE, FACTS, ENDING, HELD, NUMBERS = 6, 1, 2, 3, 4, 5
-local OF_GROUP = 2
 local RECORDS = {held = 'usage', swept = 'adjustment', missing = 'late'}
 
 local ask = redis.call
@@ -54,76 +53,55 @@ local function numbers(packed)
   return found
 end
 
-local calls, seconds_of_mark, seconds_of_void = struct.unpack('<ddd', ARGV[1])
+-- What is told of the counters stays there, and what is added to them.
+local told = numbers(ARGV[1])
+local calls, seconds_of_mark, seconds_of_void, as_one, size = unpack(told, 1, OF_ALL)
+local last_of_counters = OF_ALL + OF_COUNTER * size
 local found = ask('MGET', unpack(KEYS, 5, 4 + calls))
 
--- By name: what is added to a counter, and the ends of calls that were booked alone. Then what is
--- done in the end, in order.
-local counters, ends = {}, {}
-local changed, ended, records = {}, {}, {}
+-- By the name of its hold the end of each call that was booked alone. Then what is done in the end, in order.
+local ends, ended, records = {}, {}, {}
 
--- A call leaves what is kept of running ones.
-local function leave(counter, id)
-  counter.left = counter.left or {}
-  counter.left[#counter.left + 1] = id
-end
+-- By the place of a rate: the seconds that were corrected, and the sum of all.
+local seconds, sums = {}, {}
 
--- Correct what the second of a rate has in which the call came.
-local function correct(counter, second, difference)
-  counter.seconds = counter.seconds or {}
-  local known = counter.seconds[second]
+-- Correct what the second of a rate has in which calls came.
+local function correct(place, second, difference)
+  local corrected = seconds[place] or {}
+  local known = corrected[second]
   if known == nil then
-    local found = ask('HMGET', counter.key, second, 'sum')
-    known = tonumber(found[1]) or false
-    counter.sum = counter.sum or tonumber(found[2] or 0)
+    local charged = ask('HMGET', KEYS[4 + calls + place], second, 'sum')
+    known = tonumber(charged[1]) or false
+    sums[place] = sums[place] or tonumber(charged[2] or 0)
   end
   if known then
     -- A second that is gone has left the window; one that never was counts nothing.
     local after = math.max(0, known + difference)
-    counter.sum, known = counter.sum + after - known, after
+    sums[place], known = sums[place] + after - known, after
   end
-  counter.seconds[second] = known
+  corrected[second] = known
+  seconds[place] = corrected
 end
 
--- Book all calls of a group by their sums; false, with nothing changed, if one has not the hold that is known of.
-local function book_as_one(group)
-  if #group.told == group.sums then
-    return false
-  end
-  for i = 0, group.count - 1 do
-    local text, begins = found[group.hold + i - 4], ARGV[group.argument + ARGUMENTS * i + HELD]
-    if not text or string.find(text, begins, 1, true) ~= 1 then
+-- Book all calls by their sums; false, with nothing changed, if one has not the hold that is known of.
+local function book_as_one()
+  for i = 1, calls do
+    local argument = 2 + ARGUMENTS * (i - 1)
+    if not found[i] or string.find(found[i], ARGV[argument + HELD], 1, true) ~= 1 then
       return false
     end
+    ended[i], records[i] = ARGV[argument], {'usage', argument}
   end
-  local size = #group.counters
-  for at = group.sums + 1, #group.told, 1 + 2 * size do
-    for i = 1, size do
-      local counter, used, held = group.counters[i], group.told[at + i], group.told[at + size + i]
-      if counter.kind == BUDGET then
-        counter.used, counter.held = counter.used + used, counter.held - held
-      elseif counter.kind == RATE and used ~= held then
-        correct(counter, group.told[at], used - held)
-      end
-    end
-  end
-  for argument = group.argument, group.argument + ARGUMENTS * (group.count - 1), ARGUMENTS do
-    for i = 1, size do
-      local counter = group.counters[i]
-      if counter.kind ~= BUDGET and counter.kind ~= RATE then
-        leave(counter, ARGV[argument])
-      end
-    end
-    ended[#ended + 1] = ARGV[argument]
-    records[#records + 1] = {'usage', argument}
+  for at = last_of_counters + 1, #told, 3 do
+    correct(told[at], told[at + 1], told[at + 2])
   end
   return true
 end
 
--- Book one call of a group; returns the kind of its record.
-local function book(group, at, argument)
-  local key = KEYS[at]
-  local hold = ends[key] or read_hold(found[at - 4], key)
+-- Book one call; returns the kind of its record.
+local function book(i)
+  local key, argument = KEYS[4 + i], 2 + ARGUMENTS * (i - 1)
+  local hold = ends[key] or read_hold(found[i], key)
   local state, mode, id = hold.state, ARGV[argument + MODE], ARGV[argument]
   if state == 'settled' or state == 'void' or (state == 'swept' and mode == 'sweep') then
     return 'ended'
@@ -136,32 +114,26 @@ local function book(group, at, argument)
   for figure in string.gmatch(hold.amounts, '%S+') do
     table.insert(booked, tonumber(figure))
   end
+  local own = (#terms - 1) / 2
+  local second, amounts = math.floor(terms[own + 1] / 1000), {}
   -- Else the reserve whose answer was lost never came, and the mark keeps it out.
-  if mode ~= 'void' or state ~= 'missing' then
-    local second = math.floor(terms[1] / 1000)
-    for i, counter in ipairs(group.counters) do
-      local before, amount = booked[i] or 0, terms[1 + i]
-      if counter.kind == BUDGET then
-        if state == 'held' then
-          counter.used, counter.held = counter.used + amount, counter.held - before
-        else
-          counter.used = counter.used + amount - before
-        end
-      elseif counter.kind == RATE then
-        if amount ~= before and state ~= 'missing' then
-          correct(counter, second, amount - before)
-        end
+  local came = mode ~= 'void' or state ~= 'missing'
+  for n = 1, own do
+    local place, before, amount = terms[n], booked[n] or 0, terms[own + 1 + n]
+    local at = OF_ALL + OF_COUNTER * (place - 1)
+    amounts[n] = string.format('%d', amount)
+    if came and told[at + 1] == BUDGET then
+      if state == 'held' then
+        told[at + 3], told[at + 4] = told[at + 3] + amount, told[at + 4] - before
       else
-        leave(counter, id)
+        told[at + 3] = told[at + 3] + amount - before
       end
+    elseif told[at + 1] == RATE and amount ~= before and state ~= 'missing' then
+      correct(place, second, amount - before)
     end
   end
 
   if mode == 'sweep' then
-    local amounts = {}
-    for i = 1, #group.counters do
-      amounts[i] = string.format('%d', terms[1 + i])
-    end
     ends[key] = {state = 'swept', amounts = table.concat(amounts, ' '), ending = ARGV[argument + ENDING]}
   else
     ends[key] = {state = mode == 'void' and 'void' or 'settled', amounts = ''}
@@ -174,80 +146,50 @@ local function book(group, at, argument)
   return RECORDS[state]
 end
 
-local groups, repeats = {}, false
-do
-  local hold, key, argument, seen = 5, 5 + calls, 2, {}
-  while ARGV[argument] do
-    local told = numbers(ARGV[argument])
-    local count = told[1]
-    -- Of its first call; the others stand behind it.
-    local group = {
-      told = told, count = count, sums = OF_GROUP + 2 * told[2], counters = {}, hold = hold, argument = argument + 1,
-    }
-    for i = 1, told[2] do
-      local name = KEYS[key]
-      local counter = counters[name]
-      if not counter then
-        counter = {
-          key = name, kind = told[OF_GROUP + 2 * i - 1], expires = told[OF_GROUP + 2 * i],
-          used = 0, held = 0, sum = false, seconds = false, left = false,
-        }
-        counters[name] = counter
-        changed[#changed + 1] = counter
-      end
-      group.counters[i], key = counter, key + 1
-    end
-    for i = hold, hold + count - 1 do
-      local name = KEYS[i]
-      repeats, seen[name] = repeats or seen[name], true
-    end
-    hold, argument = hold + count, argument + 1 + ARGUMENTS * count
-    table.insert(groups, group)
+local answers = {}
+as_one = as_one == 1 and book_as_one()
+if not as_one then
+  ended, records = {}, {}
+  for at = OF_ALL, last_of_counters - 1, OF_COUNTER do
+    told[at + 3], told[at + 4] = 0, 0
   end
 end
-
-local answers, settled = {}, {}
-for _, group in ipairs(groups) do
-  local as_one = not repeats and book_as_one(group)
-  if as_one then
-    table.insert(settled, group)
-  end
-  for i = 0, group.count - 1 do
-    table.insert(answers, as_one and 'usage' or book(group, group.hold + i, group.argument + ARGUMENTS * i))
-  end
+for i = 1, calls do
+  answers[i] = as_one and 'usage' or book(i)
 end
 
 -- From here on all is written and nothing read.
-for i = 1, #changed do
-  local counter = changed[i]
-  if counter.kind == BUDGET then
-    local used = counter.used ~= 0 and ask('HINCRBY', counter.key, 'used', counter.used)
-    local held = counter.held ~= 0 and ask('HINCRBY', counter.key, 'held', counter.held)
-    if counter.expires >= 0 and (used == counter.used or (held or 0) < 0) then
+for place = 1, size do
+  local at, key = OF_ALL + OF_COUNTER * (place - 1), KEYS[4 + calls + place]
+  if told[at + 1] == BUDGET then
+    local expires, used_now, held_now = told[at + 2], told[at + 3], told[at + 4]
+    local used = used_now ~= 0 and ask('HINCRBY', key, 'used', used_now)
+    local held = held_now ~= 0 and ask('HINCRBY', key, 'held', held_now)
+    if expires >= 0 and (used == used_now or (held or 0) < 0) then
       -- It was new, or may have been.
-      ask('EXPIREAT', counter.key, counter.expires)
+      ask('EXPIREAT', key, expires)
     end
-  elseif counter.seconds then
-    local fields = {'sum', counter.sum}
-    for second, charged in pairs(counter.seconds) do
+  elseif seconds[place] then
+    local fields = {'sum', sums[place]}
+    for second, charged in pairs(seconds[place]) do
       if charged then
         table.insert(fields, second)
         table.insert(fields, charged)
       end
     end
     if #fields > 2 then
-      ask('HSET', counter.key, unpack(fields))
+      ask('HSET', key, unpack(fields))
     end
-  elseif counter.left then
-    ask('ZREM', counter.key, unpack(counter.left))
+  elseif told[at + 1] ~= RATE and #ended > 0 then
+    ask('ZREM', key, unpack(ended))
   end
 end
 if #ended > 0 then
   ask('ZREM', KEYS[1], unpack(ended))
   ask('HDEL', KEYS[4], unpack(ended))
 end
-for _, group in ipairs(settled) do
-  for key = group.hold, group.hold + group.count - 1 do
+if as_one then
+  for key = 5, 4 + calls do
     ask('SET', KEYS[key], 'settled', 'EX', seconds_of_mark)
   end
 end
