@@ -53,8 +53,12 @@ NEEDED = "TOLLGATE_NEEDS_BROWSER"
 PROGRAMS = ("chromium-headless-shell", "chromium")
 MISSING = f"no Chromium here; get one by: apt-get install {PROGRAMS[0]} (with {NEEDED}=1 this is a failure)"
 
-# The scripts of a page, and axe, are through before compiling them to be fast would have paid.
-UNCOMPILED = "--js-flags=--no-opt,--no-maglev"
+FLAGS = (
+    # The scripts of a page, and axe, are through before compiling them to be fast would have paid.
+    "--js-flags=--no-opt,--no-maglev",
+    # Each page is the first of its context, and for that a process that is kept in store is not taken.
+    "--renderer-process-limit=1",
+)
 
 PASSWORD = "correct horse battery staple"
 SECRET = re.compile(r"^tg_[0-9A-Za-z]{58}$")
@@ -95,7 +99,7 @@ def a_chromium(program: str) -> Iterator[Chromium]:
         playwright: Playwright = thread.call(sync_playwright().start)
         sync_api.expect.set_options(timeout=PATIENCE_MS)
         try:
-            with playwright.chromium.launch(executable_path=program, args=[UNCOMPILED]) as running:
+            with playwright.chromium.launch(executable_path=program, args=FLAGS) as running:
                 yield running
         finally:
             playwright.stop()
@@ -262,12 +266,17 @@ def shown_secret(page: Page) -> str:
     return secret
 
 
-def check_page(page: Page) -> None:
-    """The page keeps nobody out: axe finds nothing grave, light or dark, and a narrow screen is enough."""
+def check_page(page: Page, picture: str = "") -> None:
+    """The page keeps nobody out: axe finds nothing grave, light or dark, and a narrow screen is enough.
+
+    With the name of a ``picture`` it is kept besides, as by ``shoot``, in less time than one after the other.
+    """
     before = page.viewport_size
     for scheme in _schemes(page):
         findings = _findings(page)
         assert not findings, "\n".join([f"{page.url} in {scheme}:", *findings])
+        if picture:
+            _take(page, picture, scheme)
     wide = sticking_out(page)
     assert not wide, "\n".join([f"{page.url} is wider than the screen:", *wide])
     page.set_viewport_size(before)  # type: ignore[arg-type]  # the other type of the same two numbers
@@ -315,10 +324,17 @@ def _findings(page: Page) -> list[str]:
 
 def shoot(page: Page, name: str) -> None:
     """Keep the page as ``dist/screens/<name>-<width>-<scheme>.png``, for people to look at."""
+    for scheme in _schemes(page):
+        _take(page, name, scheme)
+
+
+def _take(page: Page, name: str, scheme: str) -> None:
+    """The pictures of a page that is in this scheme; afterwards it is as wide as it was."""
     before = page.viewport_size
     SCREENS.mkdir(parents=True, exist_ok=True)
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": HEIGHT})
-        for scheme in _schemes(page):
-            page.screenshot(path=SCREENS / f"{name}-{width}-{scheme}.png", full_page=True)
+        # A width may begin a transition, as a scheme does.
+        page.evaluate(SETTLED)
+        page.screenshot(path=SCREENS / f"{name}-{width}-{scheme}.png", full_page=True)
     page.set_viewport_size(before)  # type: ignore[arg-type]  # the other type of the same two numbers

@@ -10,7 +10,7 @@ import pytest
 from config.children import command_of
 from tenants.models import User
 from tenants.services import add_member
-from tests.browser import Browser, check_page, enter, shoot, sign_in
+from tests.browser import Browser, check_page, shoot, sign_in
 from tests.browser_thread import expect
 from tests.conftest import House, eventually
 from tests.gateway import ROOT, environment
@@ -99,16 +99,17 @@ def test_people_sign_in_with_a_password_and_a_code(page, ada):
     expect(page.get_by_role("button", name="Sign out")).to_be_visible()
 
 
-def test_a_page_is_kept_in_all_widths_and_schemes(page, ada, monkeypatch, tmp_path):
+@pytest.mark.parametrize("keep", [shoot, check_page])
+def test_a_page_is_kept_in_all_widths_and_schemes(browser, monkeypatch, tmp_path, keep):
     monkeypatch.setattr("tests.browser.SCREENS", tmp_path)
-    enter(page, ada)
-    page.goto("/portal/")
+    page = shown(browser, "<p>Fine</p>")
 
-    shoot(page, "portal")
+    keep(page, "portal")
 
     assert {picture.name for picture in tmp_path.iterdir()} == {
         f"portal-{width}-{scheme}.png" for width in (360, 1280, 1920) for scheme in ("light", "dark")
     }
+    assert page.viewport_size == {"width": 1280, "height": 900}
 
 
 def test_a_run_that_is_killed_leaves_no_browser_behind(chromium_program):

@@ -8,7 +8,7 @@ from django.urls import reverse
 from playwright.sync_api import Page
 
 from tenants.models import User
-from tests.browser import SETTLED, check_page, enter, shoot
+from tests.browser import SETTLED, check_page, enter
 from tests.browser_thread import expect
 from tests.conftest import House
 from tests.test_admin_lists import address_of, furnished, models_shown, objects_shown
@@ -62,18 +62,16 @@ def _may_be_added(model: type) -> bool:
 )
 def test_a_page_keeps_nobody_out(furnished: House, page: Page, olga: User, address: str) -> None:
     page.goto(address)
-    shoot(page, address.strip("/").replace("/", "-"))
 
-    check_page(page)
+    check_page(page, address.strip("/").replace("/", "-"))
 
 
 def test_the_details_of_a_call_keep_nobody_out(furnished: House, page: Page, olga: User) -> None:
     page.goto("/admin/audit/requestevent/")
     page.get_by_role("link", name="20").first.click()
     expect(page.get_by_text("Where the time went")).to_be_visible()
-    shoot(page, "admin-request")
 
-    check_page(page)
+    check_page(page, "admin-request")
 
 
 def test_the_dashboard_follows_a_call_without_a_reload(house: House, page: Page, olga: User) -> None:

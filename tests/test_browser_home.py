@@ -18,7 +18,7 @@ from proxy.catalog import Catalog
 from tenants.models import Member, Tenant, User
 from tenants.services import add_member
 from tests import ledgers
-from tests.browser import Browser, check_page, enter, shoot
+from tests.browser import Browser, check_page, enter
 from tests.browser_thread import expect
 from tests.conftest import House, eventually
 from tests.ledgers import book
@@ -92,14 +92,12 @@ def test_a_refusal_is_explained_and_then_raised(
 
     page.goto("/portal/acme/")
     expect(page.get_by_text("A budget had not enough left")).to_be_visible()
-    check_page(page)
-    shoot(page, "portal-home")
+    check_page(page, "portal-home")
     page.get_by_role("region", name="The last refusals").get_by_role("link").first.click()
     expect(page.get_by_role("heading", name="Why was I refused?")).to_be_visible()
     expect(page.get_by_text("✗ Here it ended")).to_be_visible()
     expect(page.get_by_role("row", name=re.compile("Member mia.*refused"))).to_be_visible()
-    check_page(page)
-    shoot(page, "portal-refusal")
+    check_page(page, "portal-refusal")
     page.get_by_role("link", name="Ask for more requests a day for member mia").click()
     page.get_by_label("New limit").fill("5")
     page.get_by_label("Why it is needed").fill("The deadline is tonight.")
@@ -111,8 +109,7 @@ def test_a_refusal_is_explained_and_then_raised(
     owners.get_by_role("link", name="1 request for more waits for your decision.").click()
     owners.get_by_role("region", name="These wait for your decision").get_by_role("link").click()
     expect(owners.get_by_text("The deadline is tonight.")).to_be_visible()
-    check_page(owners)
-    shoot(owners, "portal-raise")
+    check_page(owners, "portal-raise")
     owners.get_by_label("Answer").fill("Good luck.")
     owners.get_by_role("button", name="Grant").click()
     expect(owners.get_by_role("definition").filter(has_text="granted")).to_be_visible()
@@ -122,8 +119,7 @@ def test_a_refusal_is_explained_and_then_raised(
     assert caller.chat().status_code == 200
     page.get_by_role("link", name="Limits", exact=True).click()
     expect(page.get_by_text("This one will stop you")).to_be_visible()
-    check_page(page)
-    shoot(page, "portal-limits")
+    check_page(page, "portal-limits")
 
 
 def test_the_playground_answers_and_tells_limits_tokens_and_cost(
@@ -148,14 +144,12 @@ def test_the_playground_answers_and_tells_limits_tokens_and_cost(
     expect(page.locator("#request")).to_have_text(str(entry.request_id))
     expect(page.locator("#answer")).not_to_be_empty()
     expect(page.get_by_role("row", name="x-ratelimit-limit-tokens 90000")).to_be_visible()
-    check_page(page)
-    shoot(page, "portal-playground")
+    check_page(page, "portal-playground")
     kept = page.evaluate("() => JSON.stringify([localStorage, sessionStorage, history.state, location.href])")
     assert house.ada.secret not in kept + page.content()
     assert page.context.storage_state()["origins"] == []
     page.goto("/portal/acme/models/")
-    check_page(page)
-    shoot(page, "portal-models")
+    check_page(page, "portal-models")
     page.go_back()
     expect(page.get_by_label("Secret of a key")).to_have_value("")
 
@@ -176,8 +170,7 @@ def test_the_playground_speaks_german_to_whoever_reads_it(
     expect(page.locator("#tokens")).to_have_text(f"{entry.input_tokens} hinein, {entry.output_tokens} heraus")
     with translation.override("de"):
         expect(page.locator("#cost")).to_have_text(usd_total(entry.cost_micro_usd))
-    check_page(page)
-    shoot(page, "portal-playground-german")
+    check_page(page, "portal-playground-german")
 
 
 def test_a_refusal_in_the_playground_leads_to_why(browser: Browser, house: House, ada: Member) -> None:
@@ -249,5 +242,4 @@ def test_home_of_a_busy_tenant_is_read_by_everybody(page: Page, house: House, ad
 
     expect(page.get_by_text("Soon back.")).to_be_visible()
     expect(page.get_by_text("nightly")).to_have_count(1)
-    check_page(page)
-    shoot(page, "portal-home-busy")
+    check_page(page, "portal-home-busy")

@@ -17,7 +17,7 @@ from keys.models import ApiKey
 from keys.services import issue_key
 from tenants.models import Member, User
 from tenants.services import add_member
-from tests.browser import Browser, check_page, enter, shoot, shown_secret
+from tests.browser import Browser, check_page, enter, shown_secret
 from tests.browser_thread import expect
 from tests.conftest import House, eventually
 
@@ -276,8 +276,7 @@ def test_a_model_is_taken_away_while_a_stream_runs_and_the_page_has_said_what_ha
         # Nobody asks for it: it follows what is filled in.
         expect(told).to_contain_text("No longer to be called:")
         expect(told).to_contain_text("tiny:1b")
-        check_page(page)
-        shoot(page, "edit-key-cuts")
+        check_page(page, "edit-key-cuts")
         page.get_by_role("button", name="Save").click()
         expect(page.get_by_role("status").filter(has_text="It holds everywhere after")).to_be_visible()
         while_it_runs = ask(house, secret)
@@ -368,8 +367,7 @@ def test_the_pages_keep_nobody_out(house: House, page: Page, ada: User) -> None:
 
     for name, address in pages.items():
         page.goto(address)
-        check_page(page)
-        shoot(page, name)
+        check_page(page, name)
 
 
 def test_a_key_is_created_by_keyboard_alone(house: House, page: Page, ada: User) -> None:

@@ -213,8 +213,7 @@ def test_the_meter_of_a_tenant_moves_while_a_call_runs(house: House, page: Page)
 
     with calling(house):
         expect(row).to_contain_text("50 %")
-        check_page(page)
-        shoot(page, "portal-meter")
+        check_page(page, "portal-meter")
 
 
 def test_a_page_that_nobody_looks_at_listens_to_nothing(olga: Page) -> None:

@@ -17,7 +17,7 @@ from proxy.simulator.server import SimulatorThread
 from tenants.invitations import invite
 from tenants.models import Invitation, Member, User
 from tenants.services import create_service_account
-from tests.browser import PASSWORD, Browser, check_page, enter, shoot, shown_secret
+from tests.browser import PASSWORD, Browser, check_page, enter, shown_secret
 from tests.browser_thread import expect
 from tests.conftest import House, eventually, furnish
 from tests.gateway import Gateway
@@ -71,8 +71,7 @@ def test_from_the_mail_with_an_invitation_to_the_first_answer(
     mias = browser.open(house.gateway.url)
     mias.goto(link_in(mail))
     expect(mias).to_have_url(re.compile(r"/account/invitation/$"))
-    check_page(mias)
-    shoot(mias, "invitation")
+    check_page(mias, "invitation")
     mias.get_by_label("User name").fill("mia")
     mias.get_by_label("Password").fill(PASSWORD)
     mias.get_by_role("button", name="Create the account and join").click()
@@ -103,8 +102,7 @@ def test_a_link_whose_time_is_over_says_what_to_do(page: Page, house: House, own
     page.goto(f"/account/invitation/{token}/")
 
     expect(page.get_by_role("heading", name="This link does not work")).to_be_visible()
-    check_page(page)
-    shoot(page, "invitation-gone")
+    check_page(page, "invitation-gone")
 
 
 def test_a_member_leaves_and_their_key_is_refused(page: Page, house: House, owner: User) -> None:
@@ -117,8 +115,7 @@ def test_a_member_leaves_and_their_key_is_refused(page: Page, house: House, owne
     page.goto("/portal/acme/team/")
     page.get_by_role("link", name="Leave").click()
     expect(page.get_by_text(caller.key.label)).to_be_visible()
-    check_page(page)
-    shoot(page, "leave")
+    check_page(page, "leave")
 
     page.get_by_role("button", name="Leave now").click()
 
@@ -143,16 +140,14 @@ def test_a_team_is_created_filled_emptied_and_removed(page: Page, house: House, 
     page.get_by_role("button", name="Put in").click()
     expect(page.get_by_text("2 are in the team now.")).to_be_visible()
     assert Member.objects.get(user=mia).team is not None
-    check_page(page)
-    shoot(page, "one-team")
+    check_page(page, "one-team")
     page.get_by_role("form", name="Rename the team").get_by_label("Name").fill("Lab")
     page.get_by_role("button", name="Rename").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Team Lab")
     page.get_by_role("button", name="Take member out of the team").click()
     page.get_by_role("button", name="Take nightly-build out of the team").click()
     page.get_by_role("link", name="Remove the team").click()
-    check_page(page)
-    shoot(page, "remove-team")
+    check_page(page, "remove-team")
     page.get_by_role("button", name="Remove now").click()
 
     expect(page.get_by_text("Team Lab is removed.")).to_be_visible()
@@ -178,8 +173,7 @@ def test_the_pages_of_the_team_keep_nobody_out(page: Page, house: House, owner: 
         "sessions": "/account/sessions/",
     }.items():
         page.goto(path)
-        check_page(page)
-        shoot(page, name)
+        check_page(page, name)
 
 
 def test_whoever_reads_german_is_spoken_to_in_german(browser: Browser, house: House, owner: User) -> None:
@@ -188,12 +182,10 @@ def test_whoever_reads_german_is_spoken_to_in_german(browser: Browser, house: Ho
 
     page.goto("/portal/acme/team/")
     expect(page.get_by_role("heading", name="Mitglieder", exact=True)).to_be_visible()
-    check_page(page)
-    shoot(page, "team-german")
+    check_page(page, "team-german")
     page.get_by_role("link", name="owner", exact=True).click()
     expect(page.get_by_role("heading", name="Ihr Konto")).to_be_visible()
-    check_page(page)
-    shoot(page, "account-german")
+    check_page(page, "account-german")
     page.get_by_label("Sprache").select_option("English")
     page.get_by_role("button", name="Speichern").click()
 
