@@ -102,7 +102,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
     ]
     return [
         {"items": [first]},
-        *({"title": title, "separator": True, "items": items} for title, items in groups if items),
+        *({"title": title, "items": items} for title, items in groups if items),
     ]
 
 

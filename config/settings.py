@@ -212,8 +212,11 @@ UNFOLD = {
     "SITE_HEADER": "Tollgate",
     "SITE_SYMBOL": "toll",
     "SITE_URL": "/portal/",
-    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": f"{STATIC_URL}portal/icon.svg"}],
-    "STYLES": [f"{STATIC_URL}operators/operators.css"],
+    # Functions, for in every text with a dot it looks for one to import, on every page anew.
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": lambda _: f"{STATIC_URL}portal/icon.svg"}
+    ],
+    "STYLES": [lambda _: f"{STATIC_URL}operators/operators.css"],
     "SHOW_BACK_BUTTON": True,
     "BORDER_RADIUS": "6px",
     "ACCOUNT": {
