@@ -165,12 +165,9 @@ def measured(repeats: int = REPEATS) -> tuple[list[Page], list[str]]:
     Those of the portal are asked for by an owner, who sees the whole tenant,
     and by a member, who sees what is theirs.
     """
-    from django.test import Client
-
-    from tenants.models import User
-
     found, without = [], []
     known = _known()
+    clients = {who: _signed_in(who) for who in (OPERATOR, OWNER, MEMBER)}
     for route, name in _routes():
         address = _filled_in(
             route, known | {part: known[of] for part, of in OTHERWISE.get(name, {}).items() if of in known}
@@ -179,13 +176,22 @@ def measured(repeats: int = REPEATS) -> tuple[list[Page], list[str]]:
             without.append(route)
             continue
         for who in (OPERATOR,) if route.startswith("admin/") else (OWNER, MEMBER):
-            client = Client(headers={"host": "localhost"})
-            client.force_login(User.objects.get(username=who))
             asked = [address + query.format(**known) for query in QUERIES.get(name, ("",))]
-            found += [_asked(client, name, who, one, repeats) for one in asked]
+            found += [_asked(clients[who], name, who, one, repeats) for one in asked]
     # What takes only forms leads to a page and is none, nor is one that somebody may not see.
     found = [page for page in found if page.status not in NO_PAGE]
     return sorted(found, key=lambda page: -page.median_ms), without
+
+
+def _signed_in(who: str) -> Any:
+    """A client of Django's with the session of somebody."""
+    from django.test import Client
+
+    from tenants.models import User
+
+    client = Client(headers={"host": "localhost"})
+    client.force_login(User.objects.get(username=who))
+    return client
 
 
 def _routes() -> Iterator[tuple[str, str]]:
