@@ -127,10 +127,11 @@ class Unclassified(Exception):
 
 @dataclass(frozen=True)
 class Address:
-    """One line of the URL table."""
+    """One line of the URL table, and the methods by which something is done there."""
 
     route: str
     name: str | None
+    methods: tuple[str, ...] = ("GET", "POST")
 
     def __str__(self) -> str:
         return self.route
@@ -195,7 +196,9 @@ def _walk(patterns: list[Any], beginning: str) -> Iterator[Address]:
             assert isinstance(pattern, URLPattern)
             # The admin's last resort, and what its expressions are made of.
             if "(?P<" not in route:
-                yield Address(route, pattern.name)
+                # Only the endpoints of the management API say so; of pages any may take a form.
+                actions = getattr(pattern.callback, "actions", {"get": "", "post": ""})
+                yield Address(route, pattern.name, tuple(method.upper() for method in actions))
 
 
 class Belongings(dict[str, Any]):

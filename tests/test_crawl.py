@@ -134,11 +134,11 @@ def a_visitor(who: str, tenant: Tenant) -> Visitor:
     return Visitor(browser, {})
 
 
-def methods_of(address: Address) -> list[str]:
+def methods_of(address: Address) -> tuple[str, ...]:
     # Done by a POST, these end the visit.
     if "logout" in address.route or address.route.endswith("/leave/"):
-        return ["GET"]
-    return ["GET", "POST", "PATCH", "DELETE"] if address.route.startswith("manage/") else ["GET", "POST"]
+        return ("GET",)
+    return address.methods
 
 
 @dataclass(frozen=True)
@@ -254,6 +254,15 @@ def test_no_line_is_about_an_address_that_there_is_not() -> None:
     assert [
         line for line in (*IDS, *OF_NO_TENANT) if not any(route.startswith(line) for route in routes)
     ] == []
+
+
+def test_endpoints_are_asked_by_the_methods_that_they_have_and_pages_by_both() -> None:
+    methods = {address.route: methods_of(address) for address in ADDRESSES}
+
+    assert methods["manage/v1/teams/<uuid:pk>/"] == ("GET", "PATCH", "DELETE")
+    assert methods["manage/v1/keys/<uuid:pk>/revoke/"] == ("POST",)
+    assert methods["portal/<slug:slug>/team/"] == ("GET", "POST")
+    assert methods["portal/<slug:slug>/team/leave/"] == ("GET",)
 
 
 @pytest.mark.parametrize("who", VISITORS)
