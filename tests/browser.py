@@ -63,6 +63,9 @@ FLAGS = (
 PASSWORD = "correct horse battery staple"
 SECRET = re.compile(r"^tg_[0-9A-Za-z]{58}$")
 
+# The one thing in a page that is another each time.
+FORM_TOKEN = re.compile(r'(?<=csrfmiddlewaretoken" value=")[^"]+')
+
 SCREENS = Path(__file__).resolve().parent.parent / "dist" / "screens"
 WIDTHS = (360, 1280, 1920)
 NARROW, USUAL = WIDTHS[:2]
@@ -280,6 +283,14 @@ def check_page(page: Page, picture: str = "") -> None:
     wide = sticking_out(page)
     assert not wide, "\n".join([f"{page.url} is wider than the screen:", *wide])
     page.set_viewport_size(before)  # type: ignore[arg-type]  # the other type of the same two numbers
+
+
+def check_page_once(page: Page, looked_at: set[str]) -> None:
+    """``check_page``, unless the page is to the letter one of those that were ``looked_at`` before."""
+    content = FORM_TOKEN.sub("", page.content())
+    if content not in looked_at:
+        check_page(page)
+        looked_at.add(content)
 
 
 def sticking_out(page: Page) -> list[str]:

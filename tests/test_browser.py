@@ -10,7 +10,7 @@ import pytest
 from config.children import command_of
 from tenants.models import User
 from tenants.services import add_member
-from tests.browser import Browser, check_page, shoot, sign_in
+from tests.browser import Browser, check_page, check_page_once, shoot, sign_in
 from tests.browser_thread import expect
 from tests.conftest import House, eventually
 from tests.gateway import ROOT, environment
@@ -90,6 +90,18 @@ def test_what_keeps_people_out_is_found(browser, body, finding):
 
     with pytest.raises(AssertionError, match=finding):
         check_page(page)
+
+
+def test_a_page_that_was_looked_at_is_looked_at_again_only_where_it_has_changed(browser):
+    form = '<form><input type=hidden name=csrfmiddlewaretoken value="{}"></form>'
+    looked_at: set[str] = set()
+
+    check_page_once(shown(browser, form.format("one")), looked_at)
+    check_page_once(shown(browser, form.format("another")), looked_at)
+
+    assert len(looked_at) == 1
+    with pytest.raises(AssertionError, match="label: Form elements must have labels"):
+        check_page_once(shown(browser, form.format("one") + "<input>"), looked_at)
 
 
 def test_people_sign_in_with_a_password_and_a_code(page, ada):
