@@ -62,12 +62,14 @@ def _run_with_settings(command: str) -> None:
 
 def _serve() -> None:
     """Without the applications, which the worker processes load: their parent only looks after them."""
+    from logging.config import dictConfig
+
     from django.conf import settings
-    from django.utils.log import configure_logging
 
     from config.management.commands.serve import Command
 
-    configure_logging(settings.LOGGING_CONFIG, settings.LOGGING)
+    # Not what Django adds of its own accord: who mails its faults has to know models and pages.
+    dictConfig(settings.LOGGING)
     Command().run_from_argv(sys.argv)
 
 
