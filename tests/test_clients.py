@@ -1,4 +1,7 @@
-"""The official clients, through a real socket, and what is booked for each of their calls."""
+"""The official clients, through a real socket, and what is booked for each of their calls.
+
+Their packages are loaded by the tests that use them: it takes longer than to collect all tests there are.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,17 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
-import ollama
-import openai
 import pytest
 
 from proxy import admission
 from tests.conftest import House
+
+if TYPE_CHECKING:
+    from anthropic import Anthropic
+    from ollama import Client as Ollama
+    from openai import OpenAI
 
 # Each package has types of its own for the same words.
 MESSAGES: list[Any] = [{"role": "user", "content": "How is the weather?"}]
@@ -32,21 +37,27 @@ def assert_booked_as_sent(house: House, *, route: str, exact: bool = True) -> No
 
 
 @pytest.fixture
-def openai_client(house: House) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{house.gateway.url}/v1", api_key=house.ada.secret, max_retries=0) as client:
+def openai_client(house: House) -> Iterator[OpenAI]:
+    from openai import OpenAI
+
+    with OpenAI(base_url=f"{house.gateway.url}/v1", api_key=house.ada.secret, max_retries=0) as client:
         yield client
 
 
 @pytest.fixture
-def ollama_client(house: House) -> Iterator[ollama.Client]:
-    client = ollama.Client(host=house.gateway.url, headers={"Authorization": f"Bearer {house.ada.secret}"})
+def ollama_client(house: House) -> Iterator[Ollama]:
+    from ollama import Client
+
+    client = Client(host=house.gateway.url, headers={"Authorization": f"Bearer {house.ada.secret}"})
     yield client
     client._client.close()
 
 
 @pytest.fixture
-def anthropic_client(house: House) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=house.gateway.url, api_key=house.ada.secret, max_retries=0) as client:
+def anthropic_client(house: House) -> Iterator[Anthropic]:
+    from anthropic import Anthropic
+
+    with Anthropic(base_url=house.gateway.url, api_key=house.ada.secret, max_retries=0) as client:
         yield client
 
 
@@ -147,12 +158,14 @@ def test_openai_lists_models(house, openai_client):
 
 
 def test_openai_errors_are_its_own(house, openai_client):
-    with pytest.raises(openai.PermissionDeniedError) as refused:
+    from openai import AuthenticationError, PermissionDeniedError
+
+    with pytest.raises(PermissionDeniedError) as refused:
         openai_client.chat.completions.create(model="nobody", messages=MESSAGES)
 
     assert refused.value.code == "model_not_allowed"
     assert refused.value.request_id is not None
-    with pytest.raises(openai.AuthenticationError):
+    with pytest.raises(AuthenticationError):
         openai_client.with_options(api_key="tg_wrong").models.list()
 
 
@@ -213,7 +226,9 @@ def test_anthropic_tokens_of_a_large_prompt_are_counted(house, anthropic_client)
 
 
 def test_anthropic_errors_are_its_own(house, anthropic_client):
-    with pytest.raises(anthropic.PermissionDeniedError) as refused:
+    from anthropic import PermissionDeniedError
+
+    with pytest.raises(PermissionDeniedError) as refused:
         anthropic_client.messages.create(model="nobody", max_tokens=9, messages=MESSAGES)
 
     assert refused.value.response.json()["error"]["type"] == "permission_error"
@@ -292,7 +307,9 @@ def test_ollama_lists_shows_and_looks(house, ollama_client):
 
 
 def test_ollama_errors_are_its_own(house, ollama_client):
-    with pytest.raises(ollama.ResponseError) as refused:
+    from ollama import ResponseError
+
+    with pytest.raises(ResponseError) as refused:
         ollama_client.chat(model="nobody", messages=MESSAGES)
 
     assert refused.value.status_code == 403
@@ -300,26 +317,26 @@ def test_ollama_errors_are_its_own(house, ollama_client):
 
 
 def test_asynchronous_clients_stream_side_by_side(house):
+    from anthropic import AsyncAnthropic
+    from ollama import AsyncClient
+    from openai import AsyncOpenAI
+
     async def openai_text() -> str:
-        async with openai.AsyncOpenAI(
+        async with AsyncOpenAI(
             base_url=f"{house.gateway.url}/v1", api_key=house.ada.secret, max_retries=0
         ) as client:
             stream = await client.chat.completions.create(model="tiny:1b", messages=MESSAGES, stream=True)
             return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
     async def ollama_text() -> str:
-        client = ollama.AsyncClient(
-            host=house.gateway.url, headers={"Authorization": f"Bearer {house.ada.secret}"}
-        )
+        client = AsyncClient(host=house.gateway.url, headers={"Authorization": f"Bearer {house.ada.secret}"})
         async with client._client:
             stream = await client.chat(model="tiny:1b", messages=MESSAGES, stream=True)
             return "".join([part.message.content or "" async for part in stream])
 
     async def anthropic_text() -> str:
         async with (
-            anthropic.AsyncAnthropic(
-                base_url=house.gateway.url, api_key=house.ada.secret, max_retries=0
-            ) as client,
+            AsyncAnthropic(base_url=house.gateway.url, api_key=house.ada.secret, max_retries=0) as client,
             client.messages.stream(model="tiny:1b", max_tokens=99, messages=MESSAGES) as events,
         ):
             return await events.get_final_text()
