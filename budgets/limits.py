@@ -120,24 +120,23 @@ class Limit:
 class Counting:
     """The limits of some calls and the counters of the present periods, side by side.
 
-    ``keys`` are the counters' names. ``as_json`` is what the ledger has to know
-    of the counters. ``units`` are those that are counted, ``unit_of`` says of each
-    counter which one of them is its; ``refusing`` are those of which a limit may
-    refuse. ``stay`` is from when to when (ms) these are the counters and limits; ``terms`` is
-    what reserve.lua has to know of each, packed: kind; the limit beyond which it refuses, and
-    that beyond which it refuses or says so; which unit, from 1 on; and the second at which
-    the counter may go.
+    ``as_json`` is what the ledger has to know of the counters. ``units`` are those that
+    are counted, ``unit_of`` says of each counter which one of them is its; ``refusing`` are
+    those of which a limit may refuse. ``stay`` is from when to when (ms) these are the
+    counters and limits. The rest is for reserve.lua: ``traits`` are, by name and in their order,
+    the kind of each counter and the second at which it may go; ``terms``, packed, the limit
+    beyond which it refuses, that beyond which it refuses or says so, and which unit, from 1 on.
     ``last`` is the call admitted last, where the tenant has credit.
     """
 
     limits: tuple[Limit, ...]
     counters: tuple[Counter, ...]
-    keys: list[str]
     as_json: orjson.Fragment
     units: tuple[str, ...]
     unit_of: tuple[int, ...]
     refusing: frozenset[int]
     stay: tuple[float, float]
+    traits: dict[str, tuple[int, int]]
     terms: bytes
     _since_ms: float
     _until_ms: float
@@ -152,19 +151,12 @@ class Counting:
         since_ms = max((since for since, _ in stays if since is not None), default=-inf)
         until_ms = min((until for _, until in stays if until is not None), default=inf)
         terms: list[float] = []
-        for limit, counter in zip(limits, counters, strict=True):
+        for limit in limits:
             most = inf if limit.limit is None else limit.limit
-            terms += (
-                NUMBERS_OF_KINDS[limit.kind],
-                most if limit.hard else inf,
-                most,
-                units.index(limit.unit) + 1,
-                -counter.expires if counter.is_put_off else counter.expires or NONE,
-            )
+            terms += (most if limit.hard else inf, most, units.index(limit.unit) + 1)
         return cls(
             limits=limits,
             counters=counters,
-            keys=[counter.key for counter in counters],
             as_json=orjson.Fragment(orjson.dumps([counter.as_list() for counter in counters])),
             units=units,
             unit_of=tuple(units.index(limit.unit) for limit in limits),
@@ -172,6 +164,13 @@ class Counting:
                 units.index(limit.unit) for limit in limits if limit.hard and limit.limit is not None
             ),
             stay=(since_ms, until_ms),
+            traits={
+                counter.key: (
+                    NUMBERS_OF_KINDS[counter.kind],
+                    -counter.expires if counter.is_put_off else counter.expires or NONE,
+                )
+                for counter in counters
+            },
             terms=packed(terms),
             _since_ms=since_ms,
             # So that what may go, and when, is worked out anew while a run goes on.

@@ -310,6 +310,18 @@ def test_only_what_has_left_the_window_is_taken_off_a_rate(summed: bool) -> None
     assert figures(rate) == (4, 0)
 
 
+def test_the_oldest_second_of_a_rate_is_the_earliest_also_after_its_clock_went_back() -> None:
+    rate = a_rate(4)
+    ahead = present_ms() // 1000 + 30
+    redis().hset(counter_of(rate).key, mapping={"sum": 1, "oldest": ahead, str(ahead): 1})
+
+    reservation = admit(ada(rate))
+
+    assert figures(rate) == (2, 0)
+    oldest = int(redis().hget(counter_of(rate).key, "oldest"))
+    assert oldest == reservation.admitted_at_ms // 1000
+
+
 def test_a_settlement_that_comes_after_its_second_has_gone_leaves_the_rate_alone() -> None:
     rate = a_rate(1000, "tokens")
     caller = ada(rate)

@@ -11,7 +11,7 @@
 -- KEYS[4]     number of records handed to the ledger
 -- KEYS[5]     number of records the ledger has taken
 -- KEYS[6]     the latest time seen (ms)
--- KEYS[7..]   the holds of all calls, in the order of the groups; then of each group its counters
+-- KEYS[7..]   the holds of all calls, in the order of the groups; then all their counters, each once
 -- ARGV[1]     the epoch that the counters must have
 -- ARGV[2]     numbers
 -- ARGV[3..]   of each group two: the subject of the tenant among the generations; numbers. Then of
@@ -21,16 +21,15 @@
 -- Numbers are little-endian doubles; what is missing is -1.
 -- Those of all: the time that the caller takes it to be here, ms, and by how much it may be wrong;
 -- the latest time at which it was told that a call was admitted, ms; records that may wait for the
--- ledger; how many calls there are.
+-- ledger; how many calls there are, and how many counters; then two for each of these: kind (0 budget,
+-- 1 rate, 2 leases); s since 1970 at which it may go, negative if each call puts that off.
 -- Those of a group: how many calls it has; generations of the tenant and the platform in the
 -- caller's snapshot; ms since 1970 at which the key expires; ms a hold lasts without a
 -- heartbeat, -1 to only look; from when to when, ms, its counters and limits are these; how many
 -- charges a call has; of each of these what it comes to for all calls together, and all that they
--- wish; then five for each counter:
---             kind (0 budget, 1 rate, 2 leases); the limit beyond which it refuses, and that beyond
---             which calls are decided alone, because it refuses or only says so; which of the
---             charges of a call is its, from 1 on; s since 1970 at which the counter may go,
---             negative if each call puts that off
+-- wish; which counters it has, from 1 on; then three for each of these:
+--             the limit beyond which it refuses, and that beyond which calls are decided alone,
+--             because it refuses or only says so; which of the charges of a call is its, from 1 on
 -- Those of a call:
 --             output tokens wished for, and those with which the call is still of use; ms of
 --             GPU time wished for, and those; then five for each charge: whole, rest, rate, per and
@@ -61,7 +60,7 @@
 -- The whole second in which the oldest call came still counts, so no 60 s ever hold more than the limit.
 local WINDOW = 61
 local BUDGET, RATE, LEASES = 0, 1, 2
-local OF_GROUP, OF_COUNTER, OF_CALL, OF_CHARGE = 8, 5, 4, 5
+local OF_ALL, OF_GROUP, OF_LIMIT, OF_CALL, OF_CHARGE = 6, 8, 3, 4, 5
 -- How many arguments a call has.
 local ARGUMENTS = 4
 
@@ -98,7 +97,7 @@ local function add_up(counter)
       first = min(first or start, start)
     end
   end
-  counter.used, counter.oldest, counter.seconds, counter.old = sum, first, seconds, old
+  counter.used, counter.oldest, counter.moved, counter.seconds, counter.old = sum, first, true, seconds, old
 end
 
 -- A counter as Redis has it, with all it will mostly have, so that Lua makes room for it once.
@@ -141,49 +140,45 @@ local function wait_for(counter, charge, limit)
   return -1
 end
 
-local guess, tolerance, admitted_before, most_waiting, calls = struct.unpack('<ddddd', ARGV[2])
+local about = numbers(ARGV[2])
+local guess, tolerance, admitted_before, most_waiting, calls, size = unpack(about, 1, OF_ALL)
 -- The epoch and other single figures, and the holds that are there already.
 local found = ask('MGET', unpack(KEYS, 3, 6 + calls))
 local epoch, backlog = found[1], tonumber(found[2] or 0) - tonumber(found[3] or 0)
 local latest = tonumber(found[4] or 0)
 
--- The counters by name, so that two groups that share one see the same.
 local counters = {}
+for i = 1, size do
+  local at = OF_ALL + 2 * (i - 1)
+  counters[i] = read(KEYS[6 + calls + i], about[at + 1], about[at + 2])
+end
+
 local groups = {}
 -- Whether a call may have been decided before: then each is looked at alone. Nearly never.
 local repeats = false
 do
-  local hold, key, argument, seen = 7, 7 + calls, 3, {}
+  local hold, argument, seen = 7, 3, {}
   while ARGV[argument] do
     local told = numbers(ARGV[argument + 1])
     local count, terms = told[1], OF_GROUP + told[OF_GROUP]
-    -- Of its first call; the others stand behind it.
-    local group = {
-      tenant = ARGV[argument], told = told, count = count, lease = told[5], terms = terms,
-      size = (#told - terms) / OF_COUNTER, counters = {}, hold = hold, argument = argument + 2,
-    }
-    for i = 1, group.size do
-      local name = KEYS[key]
-      local counter = counters[name]
-      if not counter then
-        local at = terms + OF_COUNTER * (i - 1)
-        counter = read(name, told[at + 1], told[at + 5])
-        counters[name] = counter
-      end
-      group.counters[i], key = counter, key + 1
-    end
+    -- Which counters it has stands behind ``terms``, and what is told of these behind ``limits``. Of its
+    -- first call are ``hold`` and ``argument``; the others stand behind it.
+    local of_group = (#told - terms) / (1 + OF_LIMIT)
+    table.insert(groups, {
+      tenant = ARGV[argument], told = told, count = count, terms = terms, size = of_group, limits = terms + of_group,
+      hold = hold, argument = argument + 2,
+    })
     for i = hold, hold + count - 1 do
       local name = KEYS[i]
       repeats, seen[name] = repeats or found[i - 2] or seen[name], true
     end
     hold, argument = hold + count, argument + 2 + ARGUMENTS * count
-    table.insert(groups, group)
   end
 end
 
--- What is written in the end: the counters that changed, the holds of calls that were admitted, with
--- their keys, and when these end; and by the name of its hold each that was decided alone.
-local changed, holds, ids, admitted = {}, {}, {}, {}
+-- What is written in the end: the holds of calls that were admitted, with their keys, and when these
+-- end. And by the name of its hold each that was decided alone.
+local holds, ids, admitted = {}, {}, {}
 
 -- Why no call of a group can be admitted, whatever the counters say; nil if one may be.
 local function barred(group)
@@ -206,7 +201,7 @@ local function barred(group)
     return 'expired'
   elseif now < told[6] or now >= told[7] then
     return 'moved'
-  elseif group.lease < 0 then
+  elseif group.told[5] < 0 then
     return 'seen'
   elseif backlog >= most_waiting then
     return 'backlog'
@@ -215,9 +210,9 @@ end
 
 -- Used, held and wait of each counter of a group; ``waits`` of those whose wait is another one.
 local function figures(group, waits)
-  local packed, counters = {}, group.counters
+  local packed, told, terms = {}, group.told, group.terms
   for i = 1, group.size do
-    local counter = counters[i]
+    local counter = counters[told[terms + i]]
     local wait = waits and waits[i]
     if not wait then
       wait = counter.oldest and (counter.oldest + WINDOW) * 1000 - now or 0
@@ -229,17 +224,16 @@ end
 
 -- Count so much on a counter, of calls that are admitted.
 local function count(counter, charge)
-  if not counter.changed then
-    counter.changed, counter.joined = true, counter.kind == LEASES and {}
-    table.insert(changed, counter)
-  end
+  counter.changed = true
   if counter.kind == BUDGET then
     counter.held, counter.more = counter.held + charge, counter.more + charge
   elseif counter.kind == RATE then
     counter.used, counter.present = counter.used + charge, counter.present + charge
-    counter.oldest = min(counter.oldest or second, second)
+    if not counter.oldest or second < counter.oldest then
+      counter.oldest, counter.moved = second, true
+    end
   else
-    counter.used = counter.used + charge
+    counter.used, counter.joined = counter.used + charge, counter.joined or {}
   end
 end
 
@@ -258,17 +252,17 @@ end
 
 -- Admit all calls of a group with all that they wish; false, with nothing changed, where that exceeds a limit.
 local function admit_as_one(group)
-  local told, counters, terms = group.told, group.counters, group.terms
+  local told, terms, limits = group.told, group.terms, group.limits
   for i = 1, group.size do
-    local counter, at = counters[i], terms + OF_COUNTER * (i - 1)
-    if told[OF_GROUP + told[at + 4]] > told[at + 3] - counter.used - counter.held then
+    local counter, at = counters[told[terms + i]], limits + OF_LIMIT * (i - 1)
+    if told[OF_GROUP + told[at + 3]] > told[at + 2] - counter.used - counter.held then
       return false
     end
   end
-  local deadline, last = now + group.lease, group.argument + ARGUMENTS * (group.count - 1)
+  local deadline, last = now + told[5], group.argument + ARGUMENTS * (group.count - 1)
   for i = 1, group.size do
-    local counter = counters[i]
-    count(counter, told[OF_GROUP + told[terms + OF_COUNTER * (i - 1) + 4]])
+    local counter = counters[told[terms + i]]
+    count(counter, told[OF_GROUP + told[limits + OF_LIMIT * i]])
     if counter.joined then
       for argument = group.argument, last, ARGUMENTS do
         join(counter.joined, deadline, ARGV[argument])
@@ -294,10 +288,10 @@ local function amount(terms, at, output, gpu)
   return terms[at + 1] + (dividend - left) / per + (left > 0 and 1 or 0)
 end
 
--- The limit beyond which a counter of a group refuses, and which charge of a call is its.
-local function limit_of(group, i)
-  local at = group.terms + OF_COUNTER * (i - 1)
-  return group.told[at + 2], group.told[at + 4]
+-- A counter of a group, the limit beyond which it refuses, and which charge of a call is its.
+local function counter_of(group, i)
+  local at = group.limits + OF_LIMIT * (i - 1)
+  return counters[group.told[group.terms + i]], group.told[at + 1], group.told[at + 3]
 end
 
 -- The output and GPU time for which there is room, and the counter that capped the output; or
@@ -305,8 +299,8 @@ end
 local function room_for(group, terms)
   local output, least, gpu, least_gpu, capped = terms[1], terms[2], terms[3], terms[4], 0
   local refused, waits = {}, {}
-  for i, counter in ipairs(group.counters) do
-    local limit, charge = limit_of(group, i)
+  for i = 1, group.size do
+    local counter, limit, charge = counter_of(group, i)
     local at = OF_CALL + OF_CHARGE * (charge - 1)
     local room = limit - counter.used - counter.held
     if amount(terms, at, least, least_gpu) > room then
@@ -371,8 +365,8 @@ local function decide(group, call, bar)
   local output, gpu, capped = terms[1], terms[3], 0
   local amounts = amounts_of(terms, output, gpu)
   local fits = true
-  for i, counter in ipairs(group.counters) do
-    local limit, charge = limit_of(group, i)
+  for i = 1, group.size do
+    local counter, limit, charge = counter_of(group, i)
     if amounts[charge] > limit - counter.used - counter.held then
       fits = false
     end
@@ -385,10 +379,10 @@ local function decide(group, call, bar)
     amounts = amounts_of(terms, output, gpu)
   end
 
-  local deadline = now + group.lease
+  local deadline = now + group.told[5]
   local held = {}
-  for i, counter in ipairs(group.counters) do
-    local _, charge = limit_of(group, i)
+  for i = 1, group.size do
+    local counter, _, charge = counter_of(group, i)
     count(counter, amounts[charge])
     if counter.joined then
       join(counter.joined, deadline, call.id)
@@ -422,21 +416,21 @@ for _, group in ipairs(groups) do
 end
 
 -- From here on all is written and nothing read.
-for i = 1, #changed do
-  local counter = changed[i]
-  local key = counter.key
-  if counter.kind == BUDGET then
+for i = 1, size do
+  local counter = counters[i]
+  local key, kind = counter.key, counter.changed and counter.kind
+  if kind == BUDGET then
     ask('HINCRBY', key, 'held', counter.more)
     local expires = counter.expires
     if expires < -1 or (counter.new and expires >= 0) then
       -- Else once: a counter in use must end with its period all the same.
       ask('EXPIREAT', key, math.abs(expires))
     end
-  elseif counter.kind == RATE then
+  elseif kind == RATE then
     if counter.old and #counter.old > 0 then
       ask('HDEL', key, unpack(counter.old))
     end
-    if counter.seconds then
+    if counter.moved then
       ask('HSET', key, 'sum', counter.used, second, counter.present, 'oldest', counter.oldest)
     else
       ask('HSET', key, 'sum', counter.used, second, counter.present)
@@ -444,7 +438,7 @@ for i = 1, #changed do
     if counter.new then
       ask('EXPIRE', key, 2 * WINDOW)
     end
-  else
+  elseif kind == LEASES then
     ask('ZREMRANGEBYSCORE', key, '-inf', now)
     ask('ZADD', key, unpack(counter.joined))
   end

@@ -81,16 +81,26 @@ class Asked(CallOfScript):
     def keys_and_arguments(cls, calls: Sequence[Asked]) -> tuple[list[str], list[Any]]:
         keys = [HOLDS, GENERATIONS, EPOCH, SETTLED, DRAINED, CLOCK]
         keys += [hold_key(call.request_id) for call in calls]
-        about = packed((clock.now_ms(), TOLERANCE_MS, expected.admitted_ms, settings.MAX_BACKLOG, len(calls)))
-        arguments: list[Any] = [expected.epoch, about]
-        for group in _groups(calls):
+        groups = _groups(calls)
+        traits: dict[str, tuple[int, int]] = {}
+        for group in groups:
+            traits |= group[0].counting.traits
+        places = {key: place for place, key in enumerate(traits, start=1)}
+        keys += traits
+        about: list[float] = [
+            clock.now_ms(), TOLERANCE_MS, expected.admitted_ms, settings.MAX_BACKLOG, len(calls), len(traits),
+        ]  # fmt: skip
+        for kind_and_expiry in traits.values():
+            about += kind_and_expiry
+        arguments: list[Any] = [expected.epoch, packed(about)]
+        for group in groups:
             first = group[0]
             caller, counting = first.caller, first.counting
-            keys += counting.keys
             totals = [sum(amounts) for amounts in zip(*[call.amounts for call in group], strict=True)]
             terms = (
                 len(group), caller.tenant_generation, caller.platform_generation,
                 caller.expires_at_ms or NONE, first.lease_ms, *counting.stay, len(totals), *totals,
+                *[places[key] for key in counting.traits],
             )  # fmt: skip
             arguments += (caller.tenant_id.hex, packed(terms) + counting.terms)
             for call in group:
