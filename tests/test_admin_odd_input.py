@@ -116,16 +116,17 @@ def test_a_nul_in_a_form_is_refused(olga: Client) -> None:
 
 
 def test_a_form_with_an_id_that_is_none_comes_back_and_says_so(olga: Client) -> None:
-    choices = [(model, name) for model, page in pages() for name in page.autocomplete_fields]
-    assert len(choices) > 15
+    choices = {model: page.autocomplete_fields for model, page in pages() if page.autocomplete_fields}
+    assert sum(map(len, choices.values())) > 15
 
-    for model, name in choices:
+    for model, names in choices.items():
         for odd in ODD_IDS:
-            sent = olga.post(address_of(model, "add"), {name: odd})
-            assert sent.status_code == 200, (model, name, odd)
-            assert sent.context["adminform"].form.errors[name], (model, name, odd)
+            chosen = dict.fromkeys(names, odd)
+            sent = olga.post(address_of(model, "add"), chosen)
+            assert sent.status_code == 200, (model, odd)
+            assert set(names) <= sent.context["adminform"].form.errors.keys(), (model, odd)
             # The same in the address, where Django takes it for what to begin with.
-            assert olga.get(address_of(model, "add"), {name: odd}).status_code == 200, (model, name, odd)
+            assert olga.get(address_of(model, "add"), chosen).status_code == 200, (model, odd)
 
 
 def test_a_slug_that_is_none_is_put_right_on_the_page_of_its_tenant(olga: Client) -> None:
