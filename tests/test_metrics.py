@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -493,17 +494,45 @@ FAULTS: dict[str, tuple[Fault, Fault]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_without_redis_it_says_so_and_leaves_out_what_it_does_not_know(house: House, fault: str) -> None:
-    spoil, mend = FAULTS[fault]
-    with line_to(settings.REDIS_URL) as (line, url), Gateway(REDIS_URL=url, METRICS_TOKEN=TOKEN) as gateway:
-        eventually(lambda: listed(gateway, house.ada))
-        scrape_once(gateway, 1, "tollgate_up", store="redis")
-        spoil(line)
+@dataclass(frozen=True)
+class Fragile:
+    """A gateway, and the lines between it and its stores."""
 
-        told = scrape_once(gateway, 0, "tollgate_up", store="redis")
-        mend(line)
-        scrape_once(gateway, 1, "tollgate_up", store="redis")
+    gateway: Gateway
+    redis: FaultProxy
+    postgres: FaultProxy
+
+    def told_without(self, store: str, fault: str, caller: Caller) -> Scrape:
+        """What it says while ``store`` is away; it is back at the end."""
+        spoil, mend = FAULTS[fault]
+        line: FaultProxy = getattr(self, store)
+        eventually(lambda: listed(self.gateway, caller))
+        for other in ("redis", "postgres"):
+            scrape_once(self.gateway, 1, "tollgate_up", store=other)
+        scrape_once(self.gateway, 1, "tollgate_counters_believed")
+        spoil(line)
+        try:
+            return scrape_once(self.gateway, 0, "tollgate_up", store=store)
+        finally:
+            mend(line)
+
+
+@pytest.fixture(scope="module")
+def fragile(gateway: Gateway) -> Iterator[Fragile]:
+    with (
+        line_to(settings.REDIS_URL) as (to_redis, redis_url),
+        line_to(database_url()) as (to_postgres, postgres_url),
+        Gateway(REDIS_URL=redis_url, DATABASE_URL=postgres_url, METRICS_TOKEN=TOKEN) as running,
+    ):
+        yield Fragile(running, to_redis, to_postgres)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_without_redis_it_says_so_and_leaves_out_what_it_does_not_know(
+    house: House, fragile: Fragile, fault: str
+) -> None:
+    told = fragile.told_without("redis", fault, house.ada)
+    scrape_once(fragile.gateway, 1, "tollgate_up", store="redis")
 
     assert told.value("tollgate_up", store="postgres") == 1
     assert told.value("tollgate_parked_records") == 0
@@ -513,16 +542,9 @@ def test_without_redis_it_says_so_and_leaves_out_what_it_does_not_know(house: Ho
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_without_postgres_it_says_so_and_tells_the_rest(house: House, fault: str) -> None:
-    spoil, mend = FAULTS[fault]
-    with line_to(database_url()) as (line, url), Gateway(DATABASE_URL=url, METRICS_TOKEN=TOKEN) as gateway:
-        eventually(lambda: listed(gateway, house.ada))
-        scrape_once(gateway, 1, "tollgate_up", store="postgres")
-        spoil(line)
-
-        told = scrape_once(gateway, 0, "tollgate_up", store="postgres")
-        mend(line)
-        scrape_once(gateway, 1, "tollgate_up", store="postgres")
+def test_without_postgres_it_says_so_and_tells_the_rest(house: House, fragile: Fragile, fault: str) -> None:
+    told = fragile.told_without("postgres", fault, house.ada)
+    scrape_once(fragile.gateway, 1, "tollgate_up", store="postgres")
 
     assert told.value("tollgate_up", store="redis") == 1
     assert told.value("tollgate_counters_believed") == 1
