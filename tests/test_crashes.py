@@ -29,6 +29,9 @@ from tests.counting import expire_hold, open_holds
 from tests.fault_proxy import FaultProxy, line_to
 from tests.gateway import Gateway
 
+# Nearly each starts a gateway, and waits for its end.
+pytestmark = pytest.mark.slow
+
 CHAT = {"model": "tiny:1b", "messages": [{"role": "user", "content": "How is the weather?"}]}
 
 

@@ -39,6 +39,9 @@ from tests.people import EVERYBODY, a_browser, a_person
 from tests.sockets import CALLS, closing_of, message, message_until, messages_during, opened, refusal_of
 from tests.test_streams import open_raw
 
+# Together they wait for more than a minute: for sockets that are silent, and for a Redis that hangs.
+pytestmark = pytest.mark.slow
+
 SWITCHES = "/live/admin/kill-switches/"
 LIVE = Path(__file__).resolve().parent.parent / "docs" / "live.md"
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="

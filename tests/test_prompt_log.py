@@ -62,6 +62,10 @@ from tests.test_docs import ROOT
 from tests.test_hostile import CANARY, DOORS, MESSAGES, everything_in_postgres, everything_in_redis
 
 OLD, NEW = (bytes([number]) * 32 for number in (1, 2))
+
+# Hundreds of calls through several gateways.
+pytestmark = pytest.mark.slow
+
 TOKEN = "a token of the operator's own"
 
 
