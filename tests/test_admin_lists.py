@@ -133,20 +133,18 @@ QUESTIONS: list[dict[str, str]] = [
 ]
 
 
-@pytest.mark.parametrize("model", GROWING, ids=lambda model: model.__name__)
-def test_no_list_reads_a_table_as_a_whole(model: Any, olga: Client, many_rows: None) -> None:
-    page: Any = admin.site._registry[model]
-    own = {"p", "q"} | {one.parameter_name for one in page.list_filter}
-    for query in QUESTIONS:
-        if not set(query) <= own:
-            continue
-        with CaptureQueriesContext(
-            connection,
-        ) as asked:
-            answer = olga.get(address_of(model), query)
-        assert answer.status_code == 200, query
-        assert whole_tables_read(asked) == [], query
-        assert len(asked) <= 25, query
+def test_no_list_reads_a_table_as_a_whole(olga: Client, many_rows: None) -> None:
+    for model in GROWING:
+        page: Any = admin.site._registry[model]
+        own = {"p", "q"} | {one.parameter_name for one in page.list_filter}
+        for query in QUESTIONS:
+            if not set(query) <= own:
+                continue
+            with CaptureQueriesContext(connection) as asked:
+                answer = olga.get(address_of(model), query)
+            assert answer.status_code == 200, (model, query)
+            assert whole_tables_read(asked) == [], (model, query)
+            assert len(asked) <= 25, (model, query)
 
 
 @pytest.mark.parametrize("model", GROWING, ids=lambda model: model.__name__)
