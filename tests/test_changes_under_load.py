@@ -12,7 +12,6 @@ import pytest
 
 from budgets.models import LedgerEntry
 from budgets.services import remove_budget, set_budget
-from keys.models import ApiKey
 from proxy.models import ModelAlias, Upstream
 from proxy.services import remove_upstream, save_alias, save_upstream
 from tenants import generations
@@ -20,6 +19,7 @@ from tenants.services import change_tenant, create_team, delete_team
 from tests import books, racing
 from tests.chaos.watcher import Watcher
 from tests.conftest import Caller, House, eventually
+from tests.deleting import delete_key
 from tests.gateway import Gateway
 from tests.test_crashes import ready
 
@@ -96,7 +96,7 @@ def remove_and_set_a_budget(house: House, _: list[Caller]) -> None:
 
 
 def delete_a_key(house: House, keys: list[Caller]) -> None:
-    ApiKey.objects.get(pk=keys[-1].key.pk).delete()
+    delete_key(keys[-1].key)
     generations.project()
 
 

@@ -25,6 +25,7 @@ from keys.services import change_key, disable_key, revoke_key, rotate_key
 from tenants.services import create_tenant, suspend_tenant
 from tests.conftest import House, eventually
 from tests.counting import redis
+from tests.deleting import delete_key
 from tests.gateway import Gateway
 from tests.test_crashes import ready
 from tests.test_streams import DOORS, END_MARKS, last_json
@@ -86,7 +87,7 @@ STOPS_BY_HAND: dict[str, tuple[Callable[[House], Any], str]] = {
         lambda house: rotate_key(key=house.ada.key, actor="olga", grace=Grace.NOW),
         "key_ended",
     ),
-    "deleted": (lambda house: house.ada.key.delete(), "key_ended"),
+    "deleted": (lambda house: delete_key(house.ada.key), "key_ended"),
     "expired": (
         lambda house: change_key(key=house.ada.key, actor="olga", expires_at=now() + timedelta(seconds=1)),
         "key_ended",

@@ -16,13 +16,13 @@ from django.db import connection
 from budgets.counters import DRAINED, EPOCH, RESERVE, SETTLE, SETTLED, redis_in_bytes
 from budgets.models import Budget
 from budgets.services import arm_kill_switch, lift_kill_switch, set_budget
-from keys.models import ApiKey
 from keys.services import revoke_key
 from tenants import generations
 from tenants.services import resume_tenant, suspend_tenant
 from tests.chaos.stage import LEASE_SECONDS, Door, Keyed, Lowered, Span, Stage, during
 from tests.chaos.workers import Worker
 from tests.conftest import eventually
+from tests.deleting import delete_key
 from tests.gateway import ROOT, environment
 
 PATIENCE_SECONDS = 30
@@ -210,7 +210,7 @@ class Faults:
         """The row of a key is deleted while its calls run, its budgets with it."""
         keyed = self._key()
         keyed.doubtful.append(Span(time.time()))
-        ApiKey.objects.get(pk=keyed.key.pk).delete()
+        delete_key(keyed.key)
         generations.project()
         self._is_off(keyed)
 
