@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -63,17 +64,30 @@ class Fragile:
         return seconds < 0.5
 
 
-@pytest.fixture
-def fragile(transactional_db: None, ollama: SimulatorThread, valkey: Valkey) -> Iterator[Fragile]:
+@contextmanager
+def a_fragile_one(ollama: SimulatorThread, valkey: Valkey, patience: str) -> Iterator[Fragile]:
     with with_redis_at(valkey.url):
         furnish(ollama)
         with (
             line_to(valkey.url) as (line, url),
-            Gateway(REDIS_URL=url, REDIS_TIMEOUT_SECONDS="0.25") as gateway,
+            Gateway(REDIS_URL=url, REDIS_TIMEOUT_SECONDS=patience) as gateway,
             House(gateway, ollama).opened() as house,
         ):
             yield Fragile(house, line)
             line.thaw()
+
+
+@pytest.fixture
+def fragile(transactional_db: None, ollama: SimulatorThread, valkey: Valkey) -> Iterator[Fragile]:
+    with a_fragile_one(ollama, valkey, patience="2") as fragile:
+        yield fragile
+
+
+@pytest.fixture
+def hasty(transactional_db: None, ollama: SimulatorThread, valkey: Valkey) -> Iterator[Fragile]:
+    """One that waits for Redis no longer than in production, whatever else the machine does."""
+    with a_fragile_one(ollama, valkey, patience="0.25") as fragile:
+        yield fragile
 
 
 Spoil = Callable[[Fragile], object]
@@ -111,14 +125,14 @@ def test_every_door_is_in_the_table_of_bodies() -> None:
     [[fault for fault in FAULTS if fault != "flushed"], ["flushed"]],
     ids=["away", "flushed"],
 )
-def test_without_redis_every_door_says_503_within_half_a_second(fragile: Fragile, faults: list[str]) -> None:
+def test_without_redis_every_door_says_503_within_half_a_second(hasty: Fragile, faults: list[str]) -> None:
     """E1, E2, E4, E7, E13, INV11."""
     budget = set_budget(
-        scope="tenant", tenant=fragile.house.acme, unit="tokens", period="lifetime", limit=10**6, actor="test"
+        scope="tenant", tenant=hasty.house.acme, unit="tokens", period="lifetime", limit=10**6, actor="test"
     )
     for fault in faults:
         try:
-            assert_every_door_is_closed_while(fault, fragile, budget)
+            assert_every_door_is_closed_while(fault, hasty, budget)
         except Exception as why:
             why.add_note(f"The fault: {fault}.")
             raise
