@@ -9,7 +9,6 @@ two series apart is a pattern or a dash besides the colour.
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -49,8 +48,8 @@ TOP = 24
 HEIGHT_OF_TICKS = 26
 HEIGHT_OF_NAME = 20
 
-# Per cent of the width, as much as a letter takes of a narrow drawing.
-WIDTH_OF_LETTER = 2.4
+# Per cent of the width, as much as a letter takes of the narrowest drawing, which has 260 pixels.
+WIDTH_OF_LETTER = 3
 LEAST_MARGIN = 12
 
 Text = str | Promise
@@ -271,7 +270,7 @@ class Chart:
     def margin(self) -> int:
         """Per cent of the width that the texts of the grid take, left of the plot."""
         longest = max(len(line.text) for line in self.grid)
-        return max(LEAST_MARGIN, math.ceil(WIDTH_OF_LETTER * longest))
+        return max(LEAST_MARGIN, WIDTH_OF_LETTER * longest)
 
     @property
     def width_of_plot(self) -> int:

@@ -281,7 +281,7 @@ def check_page(page: Page, picture: str = "") -> None:
         if picture:
             _take(page, picture, scheme)
     wide = sticking_out(page)
-    assert not wide, "\n".join([f"{page.url} is wider than the screen:", *wide])
+    assert not wide, "\n".join([f"{page.url} has no room on a narrow screen for:", *wide])
     page.set_viewport_size(before)  # type: ignore[arg-type]  # the other type of the same two numbers
 
 
@@ -294,15 +294,25 @@ def check_page_once(page: Page, looked_at: set[str]) -> None:
 
 
 def sticking_out(page: Page) -> list[str]:
-    """What makes the page scroll sideways on a narrow screen, outermost first; leaves the page narrow."""
+    """What has no room on a narrow screen; leaves the page narrow.
+
+    That is what makes the page scroll sideways, outermost first, and texts that a drawing cuts off.
+    """
     page.set_viewport_size({"width": NARROW, "height": HEIGHT})
     found: list[str] = page.evaluate(
         """() => {
             const room = document.documentElement.clientWidth;
-            if (document.documentElement.scrollWidth <= room) return [];
-            return [...document.body.querySelectorAll("*")]
-                .filter(one => one.getBoundingClientRect().right > room)
-                .map(one => one.cloneNode(false).outerHTML);
+            const scrolls = document.documentElement.scrollWidth > room;
+            const wide = one => one.getBoundingClientRect().right > room;
+            const cut = text => {
+                const drawing = text.closest(".chart-drawing").getBoundingClientRect();
+                const { left, right } = text.getBoundingClientRect();
+                return left < drawing.left - 1 || right > drawing.right + 1;
+            };
+            return [
+                ...[...document.body.querySelectorAll("*")].filter(one => scrolls && wide(one)),
+                ...[...document.querySelectorAll(".chart-drawing text")].filter(cut),
+            ].map(one => one.cloneNode(one.tagName === "text").outerHTML);
         }"""
     )
     return found

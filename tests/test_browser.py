@@ -83,6 +83,7 @@ def test_a_page_may_say_no_and_must_not_fail(browser, status, is_a_fault):
         ("<input>", "label: Form elements must have labels"),
         (f"<style>{PALE}</style><p>Pale</p>", "(?s) in dark:.*color-contrast"),
         ("<p style='width: 50rem'>Wide</p>", "width: 50rem"),
+        ("<svg class=chart-drawing><text x=9 y=9 text-anchor=end>1,000</text></svg>", "1,000"),
     ],
 )  # fmt: skip
 def test_what_keeps_people_out_is_found(browser, body, finding):

@@ -175,7 +175,7 @@ def test_the_grid_has_round_lines_up_to_above_the_highest(highest: int, grid: li
 
 
 @pytest.mark.parametrize(
-    ("highest", "longest", "margin"), [(80, "80", 12), (80_000, "0.08", 12), (80, "0.00008", 17)]
+    ("highest", "longest", "margin"), [(80, "80", 12), (80_000, "0.08", 12), (80, "0.00008", 21)]
 )
 def test_long_texts_of_the_grid_have_room_beside_the_plot(highest: int, longest: str, margin: int) -> None:
     measure = TOKENS if longest == "80" else USD
